@@ -1,0 +1,290 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""The base: the disk that the installer left, cached by the digest of everything that went into it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+import typing as t
+from pathlib import Path
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _cli, _libvirt, _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
+from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._virt_install import (
+    MINIMUM_VERSION,
+    Console,
+    Installation,
+    Machine,
+    Signs,
+    Watch,
+    install,
+    virt_install_argv,
+)
+
+_RECIPE = 1
+"""Raised when this file makes another base out of the same inputs."""
+_DISK_OVERHEAD = 0.10
+"""What a file system and a boot loader take beside the unpacked system, as a share of it."""
+_LOG_TAIL = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What is to be installed, and how: the options of M(cloudimg.factory.base_vm)."""
+
+    workspace: _state.Workspace
+    image: str
+    medium: dict[str, t.Any]
+    disk_size: int
+    memory: int
+    cpus: int
+    firmware: str
+    osinfo: str
+    accelerator: str
+    uri: str
+    answer_files: dict[str, str]
+    directory: Path
+    timeout: float
+    inactivity: float
+    keep_on_failure: bool
+
+    @property
+    def domain(self) -> str:
+        """The name of the domain that installs."""
+        return f"cloudimg-{self.image}-base"
+
+    def inputs(self) -> dict[str, t.Any]:
+        """Everything that makes the base what it is, by name."""
+        answers = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(self.answer_files.items())}
+        return {
+            "recipe": _RECIPE,
+            "medium": self.medium["sha256"],
+            "boot": self.medium.get("boot") or "location",
+            "kernel_args": self.medium.get("kernel_args") or "",
+            "answer_files": answers,
+            "disk": {"size": self.disk_size},
+            "machine": {"memory": self.memory, "cpus": self.cpus, "firmware": self.firmware},
+        }
+
+
+def base_path(workspace: _state.Workspace, digest: str) -> Path:
+    """Where the base with that digest is kept."""
+    return workspace.layers / f"base_vm-{digest[:32]}.qcow2"
+
+
+def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -> Result:
+    """Have the base: from the cache, or by an installation.
+
+    :returns: a Result with C(base) = ``{path, digest, size}`` and C(cached).
+    """
+    _state.check_image_name(order.image)
+    inputs = order.inputs()
+    digest = data_digest(inputs)
+    path = base_path(order.workspace, digest)
+    result = Result(log_path=str(order.directory / "logs"))
+    result.extra = {"base": {"path": str(path), "digest": digest, "size": order.disk_size}, "cached": True}
+    if _intact(path):
+        return result
+    before = _latest_inputs(order)
+    result.extra["cached"] = False
+    result.diff = {"before": before, "after": inputs}
+    result.act(_reason(path, before, inputs))
+    _check_size(order)
+    if check_mode:
+        return result
+    order.workspace.make()
+    busy = "another build installs this very base"
+    with _state.lock(path.with_suffix(".lock"), wait=order.timeout, busy=busy):
+        if _intact(path):  # somebody else has installed it while we waited for the lock
+            return Result(extra={**result.extra, "cached": True}, log_path=result.log_path)
+        _state.reap_partials(order.workspace.layers)
+        _install_base(order, inputs, digest, path, progress)
+    return result
+
+
+def _intact(path: Path) -> bool:
+    record = _state.read_json(path.with_suffix(".json"), {})
+    if not path.exists() or record.get("file_size") != path.stat().st_size:
+        return False
+    with contextlib.suppress(FactoryError):
+        _qemu_img.check(path)
+        return True
+    return False
+
+
+def _latest_inputs(order: Order) -> dict[str, t.Any]:
+    records = (_state.read_json(path, {}) for path in order.workspace.layers.glob("base_vm-*.json"))
+    ours = [record for record in records if record.get("image") == order.image]
+    newest: dict[str, t.Any] = max(ours, key=lambda record: str(record.get("created")), default={})
+    return dict(newest.get("inputs", {}))
+
+
+def _reason(path: Path, before: dict[str, t.Any], inputs: dict[str, t.Any]) -> str:
+    if path.exists():
+        return f"install: the cached base {path.name} is damaged"
+    if not before:
+        return "install: this image has no base yet"
+    changed = sorted(name for name in inputs if before.get(name) != inputs[name])
+    return f"install: changed since the last base: {', '.join(changed) or 'nothing, but that base was removed'}"
+
+
+def _check_size(order: Order) -> None:
+    needs = int(order.medium.get("needs") or 0)
+    wanted = int(needs * (1 + _DISK_OVERHEAD)) + (128 << 20)
+    if needs and order.disk_size < wanted:
+        raise FactoryError(
+            f"{order.disk_size >> 20} MiB is smaller than the installation needs ({wanted >> 20} MiB)",
+            where=order.image,
+            key="image_disk.size",
+            mend=f"set it to {-(-wanted >> 30)}G or more",
+        )
+
+
+def _install_base(order: Order, inputs: dict[str, t.Any], digest: str, path: Path, progress: Progress) -> None:
+    _cli.require_version("virt-install", MINIMUM_VERSION, "virtinst")
+    _cli.require("virsh", "libvirt-clients")
+    accelerator = _accel.detect(wanted=order.accelerator)
+    logs = order.directory / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for log in logs.glob("base_vm-*"):
+        log.unlink()
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        disk = stack.enter_context(_state.partial(path))
+        work = stack.enter_context(_work_directory(order.workspace.run / f"{order.domain}-{digest[:12]}"))
+        _qemu_img.create(disk, order.disk_size)
+        _state.need_space(path.parent, int(order.medium.get("needs") or 1 << 30), "the installed disk")
+        progress.phase(f"starting the installer ({accelerator})")
+        log = logs / "base_vm-libvirt.log"
+        libvirt, session = stack.enter_context(
+            _libvirt.connect(order.uri, order.domain, accelerator, log, keep=order.keep_on_failure)
+        )
+        if libvirt.exists(order.domain):
+            # the lock on this base is ours: only a crashed build of this image can have left it
+            libvirt.reap(order.domain)
+        try:
+            _run_installer(order, libvirt, accelerator, disk, work, logs, progress)
+        except BaseException as exc:
+            if order.keep_on_failure and isinstance(exc, FactoryError) and not isinstance(exc, Cancelled):
+                raise _kept(exc, order, libvirt, session, disk) from exc
+            libvirt.reap(order.domain)
+            raise
+        libvirt.reap(order.domain)
+        progress.phase("checking the disk")
+        _qemu_img.check(disk)
+        record = {
+            "stage": "base_vm",
+            "image": order.image,
+            "digest": digest,
+            "inputs": inputs,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "file_size": disk.stat().st_size,
+            "seconds": round(time.monotonic() - began, 1),
+            "accelerator": accelerator,
+        }
+        _state.write_json(path.with_suffix(".json"), record)
+
+
+def _run_installer(
+    order: Order,
+    libvirt: _libvirt.Libvirt,
+    accelerator: str,
+    disk: Path,
+    work: Path,
+    logs: Path,
+    progress: Progress,
+) -> None:
+    medium = order.medium
+    machine = Machine(order.memory, order.cpus, order.firmware, accelerator, order.osinfo)
+    signs = Signs(*(tuple(medium.get(f"{kind}_lines") or ()) for kind in ("success", "failure", "question")))
+    console = Console(logs / "base_vm-console.log")
+    installation = _prepare(order, work)
+    argv = virt_install_argv(libvirt.uri, order.domain, machine, installation, disk, console.path)
+    watch = Watch(
+        libvirt, order.domain, disk, console, signs, progress, timeout=order.timeout, inactivity=order.inactivity
+    )
+    progress.phase("installing")
+    try:
+        install(libvirt, order.domain, argv, watch, logs / "base_vm-virt-install.log")
+    except Cancelled:
+        raise
+    except FactoryError as exc:
+        picture = libvirt.screenshot(order.domain, logs / "base_vm-screen")
+        exc.details.update(
+            log_path=str(console.path),
+            screenshot=str(picture) if picture else None,
+            console=_cli.tail(console.path.read_text(encoding="utf-8", errors="replace"), _LOG_TAIL)
+            if console.path.exists()
+            else "",
+        )
+        raise
+
+
+def _prepare(order: Order, work: Path) -> Installation:
+    """What to boot; kernel and initrd for a direct boot are taken out of the medium, answer files are written."""
+    medium = order.medium
+    iso = Path(medium["path"])
+    boot = medium.get("boot") or "location"
+    inject = []
+    for name, text in order.answer_files.items():
+        file = work / Path(name).name
+        _state.write_text(file, text, 0o600)
+        inject.append(file)
+    if boot != "direct":
+        return Installation(
+            iso,
+            boot,
+            medium.get("kernel") or "",
+            medium.get("initrd") or "",
+            medium.get("kernel_args") or "",
+            tuple(inject),
+        )
+    taken = {name: work / name for name in ("kernel", "initrd")}
+    argv: list[str | Path] = ["xorriso", "-osirrox", "on", "-indev", iso]
+    for name, file in taken.items():
+        argv += ["-extract", f"/{str(medium[name]).lstrip('/')}", file]
+    _cli.run(argv, timeout=120)
+    return Installation(iso, boot, str(taken["kernel"]), str(taken["initrd"]), medium.get("kernel_args") or "")
+
+
+@contextlib.contextmanager
+def _work_directory(path: Path) -> t.Iterator[Path]:
+    _state.remove(path)
+    with _state.explain_os_errors(path):
+        path.mkdir(mode=0o700, parents=True)
+    try:
+        yield path
+    finally:
+        _state.remove(path)
+
+
+def _kept(
+    exc: FactoryError,
+    order: Order,
+    libvirt: _libvirt.Libvirt,
+    session: _libvirt.PrivateSession | None,
+    disk: Path,
+) -> FactoryError:
+    """The error of a failure that keeps everything, saying how to get in; the disk gets a name that nothing removes."""
+    kept = order.directory / "kept-base_vm.qcow2"
+    kept.unlink(missing_ok=True)
+    kept.hardlink_to(disk)
+    attach = f"virsh --connect '{libvirt.uri}' console {order.domain}"
+    remove = session.leave() if session else f"virsh --connect '{libvirt.uri}' undefine --nvram {order.domain}"
+    details = {**exc.details, "kept": {"domain": order.domain, "uri": libvirt.uri, "disk": str(kept), "remove": remove}}
+    return FactoryError(
+        f"{exc.problem} [kept: attach by: {attach} ; disk: {kept} ; remove by: {remove}]",
+        where=exc.where,
+        key=exc.key,
+        mend=exc.mend,
+        details=details,
+    )

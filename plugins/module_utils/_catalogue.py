@@ -1,0 +1,350 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""The local catalogue: a directory with all versions of all images and an C(index.json) that never forgets one.
+
+Files come first and the index last, each by an atomic rename, so that a reader of the index finds what it names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import shutil
+import typing as t
+from pathlib import Path
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor import Descriptor
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import (
+    Digester,
+    cached_digests,
+    file_digests,
+    remember_digests,
+)
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
+from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
+
+SCHEMA = 1
+INDEX = "index.json"
+ASSESSMENT = "assess.json"
+_LOCK_WAIT = 900.0
+_CHUNK = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """A catalogue in ``directory``; ``who`` is written into the history of what it changes."""
+
+    directory: Path
+    who: str
+    check_mode: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The index."""
+        return self.directory / INDEX
+
+    def read(self) -> dict[str, t.Any]:
+        """The index; an empty one where there is no catalogue yet."""
+        index = _state.read_json(self.path)
+        if index is None:
+            return {"schema": SCHEMA, "updated": None, "images": {}}
+        if not isinstance(index, dict) or not isinstance(index.get("images"), dict):
+            raise FactoryError("is no catalogue", where=str(self.path), mend="restore it, or name another directory")
+        if index.get("schema") != SCHEMA:
+            raise FactoryError(
+                f"is {index.get('schema')!r}, this version of cloudimg.factory knows {SCHEMA}",
+                where=str(self.path),
+                key="schema",
+                mend="use the version of cloudimg.factory that wrote it, or a newer one",
+            )
+        return dict(index)
+
+    def publish(self, descriptor_path: Path, *, link: bool = True, assess_override: str | None = None) -> Result:
+        """Have the build of a descriptor in the catalogue, in the state «published»."""
+        if self.check_mode and not descriptor_path.exists():
+            return Result(True, [f"{descriptor_path}: the stage before would make it, then it is published"])
+        build = _descriptor.load(descriptor_path)
+        with self._hold(build.image, make=True), self._change(build.image) as (entry, result):
+            entry.update(identifier=build.identifier, title=build.title)
+            known = _version(entry, build.version)
+            if known is None or known["state"] == "removed":
+                _must_be_new(self.path, entry, build)
+                _must_be_alive(descriptor_path, build)
+                override = _must_be_assessed(descriptor_path, assess_override)
+                result.act(f"{build.image} {build.version}: is not published yet")
+                self._place(descriptor_path, build, link=link)
+                entry["versions"].append(self._record(build, override))
+                self._remember(entry, "published", build.version, override and f"not assessed as pass: {override}")
+            else:
+                self._renew(descriptor_path, build, entry, known, result, link=link)
+            result.image = build.document()
+        return result
+
+    def deprecate(self, image: str, version: str, reason: str) -> Result:
+        """Have a version in the state «deprecated»: its files stay, the index says that it should not be used."""
+        with self._hold(image), self._change(image) as (entry, result):
+            known = _version(entry, version)
+            if known is None or known["state"] == "removed":
+                gone = "has been removed" if known else "was never published"
+                raise FactoryError(
+                    f"version {version} {gone}",
+                    where=str(self.path),
+                    key=image,
+                    mend="ask cloudimg.factory.image_catalogue_info for what there is",
+                )
+            if known["state"] != "deprecated":
+                result.act(f"{image} {version}: is {known['state']}, shall be deprecated")
+                known["state"] = "deprecated"
+                self._remember(entry, "deprecated", version, reason)
+        return result
+
+    def remove(self, image: str, version: str, reason: str) -> Result:
+        """Have no files of a version; what it was stays in the index."""
+        folder = self._folder(image, version)
+        with self._hold(image):
+            with self._change(image) as (entry, result):
+                known = _version(entry, version)
+                if known and known["state"] != "removed":
+                    result.act(f"{image} {version}: is {known['state']}, shall be removed")
+                    known["state"] = "removed"
+                    self._remember(entry, "removed", version, reason)
+                elif folder.exists():
+                    result.act(f"{image} {version}: files are left of what the index does not offer")
+            if result.changed and not self.check_mode and folder.exists():
+                # After the index, which offers them no longer. When this is cut short, the next run ends it.
+                with _state.explain_os_errors(folder):
+                    shutil.rmtree(folder)
+        return result
+
+    def listing(self, image: str | None = None) -> dict[str, t.Any]:
+        """What there is: the index's images, each version in its state of this moment, and the C(latest) to use."""
+        images: dict[str, t.Any] = self.read()["images"]
+        if image is not None:
+            images = {image: images[image]} if image in images else {}
+        for entry in images.values():
+            for version in entry["versions"]:
+                version["state"] = state_of(version)
+            offered = [known["version"] for known in entry["versions"] if known["state"] == "published"]
+            entry["latest"] = max(offered, key=version_key, default=None)
+        return images
+
+    def _folder(self, image: str, version: str) -> Path:
+        return self.directory / _state.check_image_name(image) / _state.check_version(version)
+
+    @contextlib.contextmanager
+    def _hold(self, image: str, *, make: bool = False) -> t.Iterator[None]:
+        """Keep others from changing the catalogue meanwhile."""
+        _state.check_image_name(image)
+        if self.check_mode or not (make or self.directory.is_dir()):
+            yield
+            return
+        with _state.lock(self.directory / ".lock", wait=_LOCK_WAIT, busy="another process publishes"):
+            _state.reap_partials(self.directory / image)
+            yield
+
+    @contextlib.contextmanager
+    def _change(self, image: str) -> t.Iterator[tuple[dict[str, t.Any], Result]]:
+        """Give the image's entry to change, and write the index when something was changed."""
+        result = Result(extra={"catalogue": str(self.path)})
+        index = self.read()
+        before = copy.deepcopy(index["images"].get(image, {}))
+        entry = index["images"].setdefault(image, {"versions": [], "history": []})
+        yield entry, result
+        if result.changed and not self.check_mode:
+            self._expire(index)
+            index["updated"] = _descriptor.now()
+            _state.write_json(self.path, index)
+        result.diff = {"before": before, "after": entry if result.changed else before}
+
+    def _expire(self, index: dict[str, t.Any]) -> None:
+        """Note in the index, now that it is written anyway, whose time has come."""
+        for entry in index["images"].values():
+            for version in entry["versions"]:
+                if state_of(version) != version["state"]:
+                    version["state"] = "expired"
+                    self._remember(entry, "expired", version["version"], f"its time ended at {version['expires']}")
+
+    def _remember(self, entry: dict[str, t.Any], action: str, version: str, reason: str | None) -> None:
+        event = {"time": _descriptor.now(), "action": action, "version": version, "who": self.who}
+        entry["history"].append({**event, "reason": reason} if reason else event)
+
+    def _record(self, build: Descriptor, override: str | None) -> dict[str, t.Any]:
+        prefix = f"{build.image}/{build.version}"
+        document = build.document()
+        record = {
+            "version": build.version,
+            "identifier": document["version_identifier"],
+            "created": build.created,
+            "published": _descriptor.now(),
+            "expires": build.expires,
+            "artifacts": [{**row, "path": f"{prefix}/{row['path']}"} for row in document["artifacts"]],
+            "descriptor": f"{prefix}/{_descriptor.FILE}",
+            "packages": build.packages and f"{prefix}/{build.packages}",
+            "assess_override": override,
+            "state": "published",
+        }
+        return {key: value for key, value in record.items() if value is not None}
+
+    def _renew(
+        self,
+        descriptor_path: Path,
+        build: Descriptor,
+        entry: dict[str, t.Any],
+        known: dict[str, t.Any],
+        result: Result,
+        *,
+        link: bool,
+    ) -> None:
+        """A version that the catalogue has already: the same build may come again, another one may not."""
+        name = f"{build.image} {build.version}"
+        record = self._record(build, known.get("assess_override"))
+        record["published"] = known["published"]
+        if _sums(record) != _sums(known):
+            raise FactoryError(
+                f"version {build.version} is published already, with other content",
+                where=str(self.path),
+                key=build.image,
+                mend="raise image_version and build again",
+            )
+        folder = self._folder(build.image, build.version)
+        damage = _damage(folder, build)
+        if damage:
+            result.act(f"{name}: {damage}")
+            self._remember(entry, "repaired", build.version, damage)
+        elif (folder / _descriptor.FILE).read_bytes() != build.dump().encode("utf-8"):
+            result.act(f"{name}: descriptor differs")
+            self._remember(entry, "updated", build.version, "its descriptor was changed")
+        if result.changed:
+            self._place(descriptor_path, build, link=link)
+        if known["state"] == "deprecated":
+            result.act(f"{name}: is deprecated, shall be published")
+            self._remember(entry, "published", build.version, "it was deprecated before")
+        else:
+            record["state"] = known["state"]
+        known.clear()
+        known.update(record)
+
+    def _place(self, descriptor_path: Path, build: Descriptor, *, link: bool) -> None:
+        """Put a build's files into the catalogue, as one directory, once they are what the descriptor says."""
+        sums = {artifact.path: artifact.checksums for artifact in build.artifacts}
+        names = [*build.files(), *([ASSESSMENT] if (descriptor_path.parent / ASSESSMENT).exists() else [])]
+        sources = [_plain(descriptor_path.parent / name) for name in names]
+        if self.check_mode:
+            for source in sources:
+                _must_match(source, sums.get(source.name), file_digests(source))
+            return
+        final = self._folder(build.image, build.version)
+        with _state.partial(final) as folder:
+            folder.mkdir()
+            for source in sources:
+                _must_match(source, sums.get(source.name), _transfer(source, folder / source.name, link=link))
+            _state.write_text(folder / _descriptor.FILE, build.dump())
+        for name, digests in sums.items():
+            remember_digests(final / name, digests)
+
+
+def state_of(version: t.Mapping[str, t.Any]) -> str:
+    """A version's state at this moment: what the index says, unless its time has come since."""
+    over = version.get("expires") and version["expires"] <= _descriptor.now()
+    return "expired" if over and version["state"] in ("published", "deprecated") else str(version["state"])
+
+
+def _version(entry: t.Mapping[str, t.Any], version: str) -> dict[str, t.Any] | None:
+    return next((known for known in entry["versions"] if known["version"] == version), None)
+
+
+def _sums(record: t.Mapping[str, t.Any]) -> dict[str, str]:
+    return {row["path"]: row["checksums"]["sha256"] for row in record["artifacts"]}
+
+
+def _must_be_new(where: Path, entry: t.Mapping[str, t.Any], build: Descriptor) -> None:
+    newest = max((known["version"] for known in entry["versions"]), key=version_key, default=None)
+    if newest is not None and version_key(build.version) <= version_key(newest):
+        again = "was published before, and removed" if _version(entry, build.version) else f"is not newer than {newest}"
+        raise FactoryError(
+            f"version {build.version} {again}",
+            where=str(where),
+            key=build.image,
+            mend="raise image_version and build again",
+        )
+
+
+def _must_be_alive(descriptor_path: Path, build: Descriptor) -> None:
+    if build.expires and build.expires <= _descriptor.now():
+        raise FactoryError(
+            f"its time ended at {build.expires}",
+            where=str(descriptor_path),
+            key="expires",
+            mend="build the image again",
+        )
+
+
+def _must_be_assessed(descriptor_path: Path, override: str | None) -> str | None:
+    """The reason to publish all the same, where one is needed; raises FactoryError where it is needed and missing."""
+    path = descriptor_path.parent / ASSESSMENT
+    report = _state.read_json(path, {})
+    verdict = report.get("verdict") if isinstance(report, dict) else None
+    if verdict == "pass":
+        return None
+    if override:
+        return override
+    raise FactoryError(
+        f"the verdict is {verdict!r}" if verdict else "the image has not been assessed",
+        where=str(path),
+        key="verdict",
+        mend="run the assess stage and mend what it finds, or give assess_override a reason",
+    )
+
+
+def _damage(folder: Path, build: Descriptor) -> str | None:
+    """What is not as it was published; None where all is."""
+    for name in [_descriptor.FILE, *build.files()]:
+        if not (folder / name).is_file():
+            return f"{name} is missing in the catalogue"
+    for artifact in build.artifacts:
+        path = folder / artifact.path
+        if path.stat().st_size != artifact.size or cached_digests(path) != artifact.checksums:
+            return f"{artifact.path} was changed in the catalogue"
+    return None
+
+
+def _plain(path: Path) -> Path:
+    if not path.is_file() or path.is_symlink():
+        raise FactoryError(
+            "is missing, or no plain file", where=str(path), mend="run the export stage again, which makes it"
+        )
+    return path
+
+
+def _must_match(source: Path, wanted: t.Mapping[str, str] | None, found: t.Mapping[str, str]) -> None:
+    wrong = next((name for name in sorted(wanted or {}) if wanted and found[name] != wanted[name]), None)
+    if wanted and wrong:
+        raise FactoryError(
+            f"was changed after its export: {wrong} is {found[wrong][:16]}…, not {wanted[wrong][:16]}…",
+            where=str(source),
+            key="artifacts",
+            mend="run the export stage again, then assess it",
+        )
+
+
+def _transfer(source: Path, target: Path, *, link: bool) -> dict[str, str]:
+    """Link or copy a file, and tell the digests of what arrived. A link that cannot be becomes a copy."""
+    if link:
+        with contextlib.suppress(OSError):
+            os.link(source, target, follow_symlinks=False)
+            return file_digests(target)
+    # The copy is hashed on its way, so that a second read is not needed.
+    with Digester() as digester, source.open("rb") as stream, target.open("xb") as sink:
+        while chunk := stream.read(_CHUNK):
+            digester.update(chunk)
+            sink.write(chunk)
+        sink.flush()
+        os.fsync(sink.fileno())
+    return digester.hexdigests()

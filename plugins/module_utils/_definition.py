@@ -1,0 +1,214 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""The image definition: whether the ``image_*`` variables of a host make sense, and what of them makes a new image.
+
+Which keys there are, of which type and with which default, stands in the entry point ``image`` of
+roles/definition/meta/argument_specs.yml. Here is what such a specification cannot say.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+import time
+import typing as t
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.errors import ArgumentValueError
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _sums
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._state import check_image_name, check_version
+
+Spec = t.Mapping[str, t.Mapping[str, t.Any]]
+Locate = t.Callable[[t.Sequence[str]], t.Optional[str]]
+"""Tells the file (and line) in which a key stands, given as («image_disk», «size»)."""
+
+NOT_CONTENT = frozenset(
+    f"image_{name}"
+    for name in ("version", "workspace", "builder", "connection", "keep_on_failure", "timeouts", "scripts")
+)
+"""What makes no other image. (Scripts do, but by their content, not by their names.)"""
+
+_SIZE = re.compile(r"([1-9]\d*)([MGT])(?:iB)?")
+_UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
+_PACKAGE = re.compile(r"[@A-Za-z0-9][A-Za-z0-9@+._:=~*/-]*")
+_URL = re.compile(r"https?://\S+")
+_NAMED = {"int": "a whole number", "bool": "true or false", "list": "a list", "dict": "a mapping", "str": "a text"}
+
+
+BUILT = frozenset({"fai"})
+"""The families of installers whose ISO is built from packages; any other needs one that is there already."""
+
+
+def parse_size(text: str) -> int:
+    """The bytes of a size such as C(8G) or C(512M); raises ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is no size")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def nearest(word: str, known: t.Iterable[str]) -> str:
+    """A phrase that tells what ``word`` was meant to be."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
+
+
+def validate(name: str, values: t.Mapping[str, t.Any], spec: Spec, locate: Locate, inventory: str) -> dict[str, t.Any]:
+    """The definition of the image ``name``: checked, with all defaults, JSON-able.
+
+    :param values: the ``image_*`` variables, templated.
+    :param spec: the options that there are, as in argument_specs.
+    :param inventory: where the image's name stands.
+    :raises FactoryError: something is wrong; it names the first place.
+    """
+    check_image_name(name, inventory)
+    definition = _Checker(locate).mapping((), values, spec)
+    definition["image_title"] = definition["image_title"] or name
+    definition["image_version"] = definition["image_version"] or time.strftime("%Y%m%d%H%M", time.gmtime())
+    _check_rules(definition, _Checker(locate))
+    return definition
+
+
+def content(definition: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The part of a definition that makes another image (or another descriptor) when it changes."""
+    return {key: value for key, value in definition.items() if key not in NOT_CONTENT}
+
+
+def digest(definition: t.Mapping[str, t.Any], inputs: t.Mapping[str, t.Any]) -> str:
+    """The digest of a build: of the definition's content and of everything else that goes into the image."""
+    made_of = content(definition)
+    if inputs.get("answer_file"):
+        made_of["image_medium"] = {k: v for k, v in made_of["image_medium"].items() if k != "answer_file"}
+    return data_digest({"definition": made_of, "inputs": inputs})
+
+
+class _Checker:
+    """Compares values with their specification, and raises errors that tell where the value stands."""
+
+    def __init__(self, locate: Locate) -> None:
+        self._locate = locate
+
+    def refuse(self, path: t.Sequence[str], problem: str, mend: str) -> t.NoReturn:
+        raise FactoryError(problem, where=self._locate(path), key=".".join(path), mend=mend)
+
+    def mapping(self, path: tuple[str, ...], values: t.Mapping[str, t.Any], spec: Spec) -> dict[str, t.Any]:
+        """All the values of one level, with defaults."""
+        for key in values:
+            if key not in spec:
+                what = f"{path[-1]} has no such key" if path else "is not a key of an image definition"
+                self.refuse((*path, str(key)), what, nearest(str(key), spec))
+        return {key: self.value((*path, key), values.get(key), option) for key, option in spec.items()}
+
+    def value(self, path: tuple[str, ...], value: t.Any, option: t.Mapping[str, t.Any]) -> t.Any:
+        """One value, converted to its type, or its default."""
+        if value is None:
+            if option.get("required"):
+                self.refuse(path, "is missing", "set it")
+            value = option.get("default")
+            if value is None:
+                return None
+        kind = option.get("type", "str")
+        if kind == "str":
+            self._text(path, value)
+        for item in value if isinstance(value, list) and option.get("elements") == "str" else ():
+            self._text(path, item)
+        leaf = {name: option[name] for name in ("type", "elements", "choices") if name in option}
+        checked = ArgumentSpecValidator({path[-1]: leaf}).validate({path[-1]: value})
+        for error in checked.errors.errors:
+            if isinstance(error, ArgumentValueError):
+                known = option["choices"]
+                wrong = [str(item) for item in (value if isinstance(value, list) else [value]) if item not in known]
+                self.refuse(path, f"{', '.join(wrong)!r} is not known", f"use one of: {', '.join(map(str, known))}")
+            self.refuse(path, f"{value!r} is not {_NAMED.get(kind, kind)}", f"make it {_NAMED.get(kind, kind)}")
+        converted = checked.validated_parameters[path[-1]]
+        return self.mapping(path, converted, option["options"]) if option.get("options") else converted
+
+    def _text(self, path: tuple[str, ...], value: t.Any) -> None:
+        # Ansible would turn anything into a text: 12.10 into «12.1», yes into «True», a list into its Python form.
+        if isinstance(value, (bool, float)):
+            self.refuse(path, f"{value!r} is not a text", "put it in quotes")
+        if not isinstance(value, (str, int)):
+            self.refuse(path, f"{value!r} is not a text", "make it a text")
+
+
+def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
+    """What goes beyond types; puts sizes in bytes beside the original."""
+    try:
+        check_version(definition["image_version"])
+    except FactoryError as exc:
+        checker.refuse(("image_version",), exc.problem, exc.mend or "")
+
+    disk = definition["image_disk"]
+    try:
+        disk["size_bytes"] = parse_size(disk["size"])
+    except ValueError as exc:
+        checker.refuse(("image_disk", "size"), str(exc), "give a number with M, G or T, such as 8G")
+
+    _check_expiry(definition["image_expires"], checker)
+    _check_medium(definition["image_medium"], checker)
+
+    for package in definition["image_packages"]:
+        if not _PACKAGE.fullmatch(package):
+            checker.refuse(("image_packages",), f"{package!r} cannot be the name of a package", "correct it")
+    for key in ("memory_mib", "cpus"):
+        if definition["image_machine"][key] < 1:
+            checker.refuse(("image_machine", key), "is less than 1", "give a larger number")
+    for key, seconds in definition["image_timeouts"].items():
+        if seconds < 1:
+            checker.refuse(("image_timeouts", key), "is less than 1", "give a number of seconds")
+    for key in ("image_formats", "image_catalogues"):
+        definition[key] = list(dict.fromkeys(definition[key]))
+    if not definition["image_formats"]:
+        checker.refuse(("image_formats",), "is empty", "name at least one, such as qcow2")
+    if not definition["image_workspace"].startswith(("/", "~")):
+        checker.refuse(("image_workspace",), "is not an absolute path", "let it begin with / or ~")
+    if "\n" in definition["image_title"].strip():
+        checker.refuse(("image_title",), "has more than one line", "put the rest into image_description")
+
+
+def _check_expiry(text: str, checker: _Checker) -> None:
+    mend = "give a number with h, d, w or y, such as 180d, or a date such as 2031-12-31"
+    if _DATE.fullmatch(text):
+        try:
+            day = datetime.date.fromisoformat(text)
+        except ValueError:
+            checker.refuse(("image_expires",), f"{text!r} is no date", mend)
+        if day <= datetime.datetime.now(datetime.timezone.utc).date():
+            checker.refuse(("image_expires",), f"{text} is over", "give a later date")
+        return
+    try:
+        _descriptor.expiry(_descriptor.now(), text)
+    except FactoryError as exc:
+        checker.refuse(("image_expires",), exc.problem, mend)
+
+
+def _check_medium(medium: dict[str, t.Any], checker: _Checker) -> None:
+    def refuse(key: str, problem: str, mend: str) -> t.NoReturn:
+        checker.refuse(("image_medium", key), problem, mend)
+
+    if medium["url"] and medium["path"]:
+        refuse("path", "and url cannot both be given", "remove one of them")
+    source = "url" if medium["url"] else "path"
+    if medium["family"] in BUILT and medium[source]:
+        refuse(source, f"cannot be used: the ISO of the family {medium['family']} is built from packages", "remove it")
+    if medium["family"] not in BUILT and not medium[source]:
+        refuse("url", f"is missing; the family {medium['family']} installs from an ISO", "set url or path")
+    if medium[source] and not medium["checksum"]:
+        refuse("checksum", f"is missing: an ISO by {source} is used only when it is verified", "set it")
+    if medium["url"] and not _URL.fullmatch(medium["url"]):
+        refuse("url", f"{medium['url']!r} is no URL", "let it begin with https:// or http://")
+    try:
+        _sums.explicit(medium["checksum"] or "/")
+    except FactoryError as exc:
+        refuse("checksum", f"{exc.where} {exc.problem}", exc.mend or "")
+    if medium["signature"] and not medium["keyring"]:
+        refuse("keyring", "is missing; a signature is worth nothing without the keys that may sign", "set it")

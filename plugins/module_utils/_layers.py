@@ -1,0 +1,184 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""Layers: which one an input digest names, whether it is in the cache and whole, and how a finished one gets there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import time
+import typing as t
+from pathlib import Path
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+
+RECIPE = 1
+"""Raise it when the same inputs come to make another layer."""
+
+_FREE = 1 << 30
+"""Bytes for what a stage may write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer as its inputs name it, whether it exists or not.
+
+    :ivar inputs: everything beside the parent that makes it what it is, by name; kept with the layer to tell later what
+        changed, so secrets must come as digests.
+    """
+
+    workspace: _state.Workspace
+    image: str
+    stage: str
+    parent: Path
+    parent_digest: str
+    inputs: t.Mapping[str, t.Any]
+
+    @property
+    def digest(self) -> str:
+        """The digest of all that goes into it, its parent included."""
+        return data_digest(
+            {"recipe": RECIPE, "stage": self.stage, "parent": self.parent_digest, "inputs": dict(self.inputs)}
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where it is (to be) kept."""
+        return self.workspace.layers / f"{self.stage}-{self.digest[:32]}.qcow2"
+
+    @property
+    def packages(self) -> Path:
+        """Where the list of installed packages is (to be) kept, for a stage that makes one."""
+        return self.path.with_suffix(".packages.json")
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a layer (or base) in the cache, as the record beside it tells.
+
+    :raises FactoryError: the layer or its record is not there.
+    """
+    record = _state.read_json(path.with_suffix(".json"), {})
+    if not path.exists() or not isinstance(record.get("digest"), str):
+        raise FactoryError("is not in the layer cache", where=str(path), mend="run the stage before this one again")
+    return str(record["digest"])
+
+
+def stamp(path: Path) -> list[int]:
+    """What changes when a finished disk is replaced or written to."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def flaw(layer: Layer, with_packages: bool = False) -> str | None:
+    """Why a layer cannot be taken from the cache; None when it can."""
+    record = _state.read_json(layer.path.with_suffix(".json"), {})
+    if not layer.path.exists() or not record:
+        return _what_changed(layer)
+    if record.get("stamp") != stamp(layer.path):
+        return f"the cached layer {layer.path.name} was written to, or copied"
+    if not layer.parent.exists() or record.get("parent_stamp") != stamp(layer.parent):
+        return f"the disk below it ({layer.parent.name}) was made again"
+    if with_packages and not layer.packages.exists():
+        return f"{layer.packages.name} is gone"
+    try:
+        _qemu_img.check(layer.path)
+    except FactoryError as exc:
+        return f"the cached layer {exc}"
+    return None
+
+
+def previous(layer: Layer) -> dict[str, t.Any]:
+    """The record of the newest layer that this stage made for this image, with any inputs; {} where there is none."""
+    records = (_state.read_json(path, {}) for path in layer.workspace.layers.glob(f"{layer.stage}-*.json"))
+    ours = [record for record in records if record.get("stage") == layer.stage and record.get("image") == layer.image]
+    newest: dict[str, t.Any] = max(ours, key=lambda record: str(record.get("created")), default={})
+    return newest
+
+
+def _what_changed(layer: Layer) -> str:
+    before = previous(layer)
+    if not before:
+        return f"this image has no {layer.stage} layer yet"
+    changed = [name for name, value in layer.inputs.items() if before.get("inputs", {}).get(name) != value]
+    changed += [name for name in before.get("inputs", {}) if name not in layer.inputs]
+    if before.get("parent_digest") != layer.parent_digest:
+        changed.append("the layer below")
+    return f"changed since the last layer: {', '.join(sorted(changed)) or 'nothing, but that layer was removed'}"
+
+
+def diff(layer: Layer) -> dict[str, t.Any]:
+    """The inputs of the layer before and of this one, for diff mode."""
+    before = previous(layer)
+    return {
+        "before_header": f"{layer.stage} layer {str(before.get('digest', 'none'))[:12]}",
+        "after_header": f"{layer.stage} layer {layer.digest[:12]}",
+        "before": {**before.get("inputs", {}), "parent": before["parent_digest"]} if before else {},
+        "after": {**layer.inputs, "parent": layer.parent_digest},
+    }
+
+
+def create(layer: Layer, path: Path) -> None:
+    """Make the empty overlay at ``path`` on which the stage is to work."""
+    below = _qemu_img.info(layer.parent, chain=True)
+    held = sum(image.actual_size for image in (below, *below.chain))
+    # what is below twice: unpacked to be worked on, and in the end once more to be compared with
+    _state.need_space(layer.workspace.layers, 2 * held + _FREE, f"the {layer.stage} layer")
+    _qemu_img.create(path, None, backing=layer.parent)
+
+
+def commit(layer: Layer, disk: Path, packages: t.Mapping[str, t.Any] | None = None) -> bool:
+    """Give a finished overlay its final name, with its record beside it.
+
+    Where another build has made the very same layer meanwhile, that one stays (images may stand on it already),
+    ``disk`` goes, and the answer is False.
+    """
+    _qemu_img.check(disk)
+    with _state.explain_os_errors(disk):
+        _hand_over(disk, layer.workspace.layers)
+        handle = os.open(disk, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # the record must not outlive the data in a power failure
+        finally:
+            os.close(handle)
+    record_path = layer.path.with_suffix(".json")
+    busy = f"another build keeps the layer {layer.path.name}"
+    with _state.lock(layer.workspace.run / "layers.lock", wait=60, busy=busy):
+        if flaw(layer, packages is not None) is None:
+            _state.remove(disk)
+            return False
+        record_path.unlink(missing_ok=True)
+        record = {
+            "stage": layer.stage,
+            "image": layer.image,
+            "digest": layer.digest,
+            "inputs": dict(layer.inputs),
+            "parent": layer.parent.name,
+            "parent_digest": layer.parent_digest,
+            "parent_stamp": stamp(layer.parent),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "stamp": stamp(disk),
+        }
+        with _state.explain_os_errors(layer.path):
+            if packages is not None:
+                _state.write_json(layer.packages, packages)
+                _hand_over(layer.packages, layer.workspace.layers)
+            disk.rename(layer.path)
+            _state.write_json(record_path, record)
+            _hand_over(record_path, layer.workspace.layers)
+    return True
+
+
+def _hand_over(path: Path, folder: Path) -> None:
+    """Let what root made belong to whom the workspace belongs."""
+    owner = folder.stat()
+    if os.geteuid() == 0:
+        shutil.chown(path, owner.st_uid, owner.st_gid)
+    with contextlib.suppress(PermissionError):
+        path.chmod(0o644)

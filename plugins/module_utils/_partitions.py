@@ -1,0 +1,124 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""Which file systems are on a disk (a raw view of it), and where its own fstab wants them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+from pathlib import Path, PurePosixPath
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+
+FILE_SYSTEMS = ("ext4", "ext3", "ext2", "xfs", "btrfs")
+"""Those that a root file system may be."""
+
+_MOUNTABLE = (*FILE_SYSTEMS, "vfat")
+_ROOT_TYPES = (
+    "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",  # x86-64, by the Discoverable Partitions Specification
+    "b921b045-1df0-41c3-af44-4c6f280d3fae",  # arm64
+)
+_BY_NUMBER = re.compile(r"/dev/(?:[vsh]d|xvd)[a-z]+(\d+)|/dev/(?:nvme\d+n|mmcblk)\d+p(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A file system: a partition, or a whole disk (number 0). Offset and size are in bytes."""
+
+    number: int
+    offset: int
+    size: int
+    kind: str = ""
+    fstype: str = ""
+    label: str = ""
+    uuid: str = ""
+    partuuid: str = ""
+
+
+def volumes(disk: Path) -> list[Volume]:
+    """What is on a raw disk, with the file systems that blkid recognises."""
+    known = _probe(disk)
+    if "PTTYPE" not in known:
+        return [_named(Volume(0, 0, disk.stat().st_size), known)]
+    table = _cli.run(["sfdisk", "--json", disk], timeout=30).json()["partitiontable"]
+    sector = int(table.get("sectorsize", 512))
+    found = []
+    for entry in table.get("partitions", []):
+        digits = re.search(r"(\d+)$", entry["node"])
+        volume = Volume(
+            number=int(digits.group(1)) if digits else 0,
+            offset=int(entry["start"]) * sector,
+            size=int(entry["size"]) * sector,
+            kind=str(entry["type"]).lower(),
+            partuuid=str(entry.get("uuid", "")).lower(),
+        )
+        found.append(_named(volume, _probe(disk, volume)))
+    return found
+
+
+def _probe(disk: Path, volume: Volume | None = None) -> dict[str, str]:
+    window = ["--offset", str(volume.offset), "--size", str(volume.size)] if volume else []
+    done = _cli.run(["blkid", "--probe", "--output", "export", *window, disk], timeout=30, check=False)
+    if done.rc not in (0, 2):  # 2: nothing that it knows
+        raise _cli.ToolError(done)
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+
+
+def _named(volume: Volume, known: t.Mapping[str, str]) -> Volume:
+    return dataclasses.replace(
+        volume, fstype=known.get("TYPE", ""), label=known.get("LABEL", ""), uuid=known.get("UUID", "")
+    )
+
+
+def root_of(found: t.Sequence[Volume], disk: Path) -> Volume:
+    """The root file system: on a partition of that type, or else on the largest one with a Linux file system.
+
+    :raises FactoryError: there is none.
+    """
+    candidates = [volume for volume in found if volume.fstype in FILE_SYSTEMS]
+    if not candidates:
+        seen = ", ".join(sorted({volume.fstype for volume in found if volume.fstype})) or "nothing that blkid knows"
+        raise FactoryError(
+            f"has no root file system that can be mounted on the builder (it has {seen})",
+            where=str(disk),
+            mend="install on a plain partition with ext4 or xfs, or set image_connection to ssh",
+        )
+    return max(candidates, key=lambda volume: (volume.kind in _ROOT_TYPES, volume.size))
+
+
+def mounts(fstab: str, found: t.Sequence[Volume], root: Volume) -> list[tuple[Volume, PurePosixPath]]:
+    """What the system's own fstab mounts besides its root, of the same disk, in the order in which it must be mounted."""
+    wanted: dict[PurePosixPath, Volume] = {}
+    for line in fstab.splitlines():
+        fields = line.split()
+        if len(fields) < 3 or fields[0].startswith("#"):
+            continue
+        point = PurePosixPath(fields[1].replace("\\040", " "))
+        volume = _by_source(fields[0], found)
+        if (
+            volume
+            and volume != root
+            and volume.fstype in _MOUNTABLE
+            and point.is_absolute()
+            and ".." not in point.parts
+        ):
+            wanted[point] = volume
+    return [(wanted[point], point) for point in sorted(wanted, key=lambda point: len(point.parts))]
+
+
+def _by_source(source: str, found: t.Sequence[Volume]) -> Volume | None:
+    name, _sep, value = source.partition("=")
+    value = value.strip('"')
+    if name in ("UUID", "LABEL", "PARTUUID"):
+        have = [volume for volume in found if getattr(volume, name.lower()).lower() == value.lower()]
+        return have[0] if value and have else None
+    number = _BY_NUMBER.fullmatch(source)
+    if number:
+        wanted = int(number.group(1) or number.group(2))
+        return next((volume for volume in found if volume.number == wanted), None)
+    return None

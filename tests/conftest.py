@@ -1,0 +1,50 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Makes this checkout importable as ansible_collections.cloudimg.factory, here and in what the tests start."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+COLLECTION = "ansible_collections/cloudimg/factory"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install Ansible's collection finder before any test module is imported."""
+    roots = os.environ.get("ANSIBLE_COLLECTIONS_PATH", "").split(":")
+    known = [root for root in roots if root and Path(root, COLLECTION).resolve() == CHECKOUT]
+    root = known[0] if known else _new_root(config)
+    os.environ["ANSIBLE_COLLECTIONS_PATH"] = root
+    _AnsibleCollectionFinder(paths=[root])._install()
+
+
+def _new_root(config: pytest.Config) -> str:
+    """What «make» would have set up, for as long as the tests run."""
+    folder = tempfile.TemporaryDirectory(prefix="cloudimg-collections-")
+    config.add_cleanup(folder.cleanup)
+    link = Path(folder.name, COLLECTION)
+    link.parent.mkdir(parents=True)
+    link.symlink_to(CHECKOUT)
+    return folder.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what needs root where we are not root."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root directory of this checkout."""
+    return CHECKOUT

@@ -1,0 +1,154 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The argv for virt-install, and what the console's lines mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _libvirt
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._virt_install import (
+    Console,
+    Installation,
+    Machine,
+    Signs,
+    Watch,
+    virt_install_argv,
+)
+
+DISK = Path("/w/disk.qcow2")
+CONSOLE = Path("/w/console.log")
+
+
+def argv(machine: Machine, installation: Installation) -> list[str]:
+    return virt_install_argv("qemu:///session", "cloudimg-x-base", machine, installation, DISK, CONSOLE)
+
+
+def value(words: list[str], option: str) -> str:
+    return words[words.index(option) + 1]
+
+
+def test_direct_boot_has_the_medium_as_a_virtio_disk():
+    words = argv(Machine(), Installation(Path("/m.iso"), "direct", "/w/kernel", "/w/initrd", "ip=dhcp console=ttyS0"))
+    assert words == [
+        *["virt-install", "--connect", "qemu:///session", "--name", "cloudimg-x-base"],
+        *["--memory", "2048", "--vcpus", "2", "--osinfo", "detect=on,require=off"],
+        *["--virt-type", "qemu", "--cpu", "mode=maximum"],
+        *["--disk", "path=/w/disk.qcow2,format=qcow2,bus=virtio,cache=unsafe,discard=unmap"],
+        *["--network", "user,model=virtio", "--rng", "/dev/urandom", "--graphics", "none", "--video", "vga"],
+        *["--serial", "pty,log.file=/w/console.log,log.append=off"],
+        *["--disk", "path=/m.iso,format=raw,bus=virtio,readonly=on"],
+        *["--install", "kernel=/w/kernel,initrd=/w/initrd,kernel_args=ip=dhcp console=ttyS0,kernel_args_overwrite=yes"],
+        *["--noautoconsole", "--noreboot", "--wait", "-1", "--check", "path_in_use=off"],
+    ]
+
+
+def test_location_takes_kernel_and_initrd_out_of_the_iso_and_injects():
+    installation = Installation(
+        Path("/m.iso"), "location", "vmlinuz", "initrd.gz", "auto=true", (Path("/w/preseed.cfg"),)
+    )
+    words = argv(Machine(osinfo="debian11"), installation)
+    assert value(words, "--location") == "/m.iso,kernel=vmlinuz,initrd=initrd.gz"
+    assert value(words, "--extra-args") == "auto=true"
+    assert value(words, "--initrd-inject") == "/w/preseed.cfg"
+    assert value(words, "--osinfo") == "debian11"
+    assert "--install" not in words
+
+
+def test_cdrom_boots_the_medium_itself():
+    words = argv(Machine(accelerator="kvm", firmware="uefi"), Installation(Path("/m.iso"), "cdrom"))
+    assert value(words, "--cdrom") == "/m.iso"
+    assert value(words, "--boot") == "uefi"
+    assert value(words, "--virt-type") == "kvm"
+    assert value(words, "--cpu") == "host-passthrough"
+
+
+def test_session_hides_a_kvm_device_that_is_of_no_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(_libvirt._cli, "require", lambda tool, package=None: f"/usr/sbin/{tool}")
+    monkeypatch.setattr(_libvirt.Path, "exists", lambda self: True)
+    hidden = _libvirt.session_argv(tmp_path, "tcg", root=True)
+    assert hidden[hidden.index("/dev/null") - 1 :][:3] == ["--bind", "/dev/null", "/dev/kvm"]
+    assert "--die-with-parent" in hidden
+    assert "/dev/kvm" not in _libvirt.session_argv(tmp_path, "kvm", root=True)
+    assert "--uid" not in _libvirt.session_argv(tmp_path, "kvm", root=False)
+    assert "--die-with-parent" not in _libvirt.session_argv(tmp_path, "kvm", root=False, keep=True)
+
+
+def test_only_domains_of_ours_are_reaped():
+    with pytest.raises(FactoryError, match="not ours to touch"):
+        _libvirt.Libvirt("qemu:///session").reap("production-db")
+
+
+class StillLibvirt(_libvirt.Libvirt):
+    """A domain whose disks do not move."""
+
+    def __init__(self) -> None:
+        super().__init__("test")
+
+    def block_bytes(self, domain: str) -> int:
+        return 0
+
+
+@pytest.fixture
+def watching(tmp_path):
+    """A function that makes a Watch on a console with the given text."""
+
+    def make(text: str, **limits: float) -> Watch:
+        log = tmp_path / "console.log"
+        log.write_bytes(text.encode())
+        signs = Signs((r"^FAI finished at",), (r"^FATAL ERROR",), (r"^Press <RETURN>",))
+        limits = {"timeout": 100.0, "inactivity": 100.0, **limits}
+        console = Console(log)
+        return Watch(StillLibvirt(), "cloudimg-x-base", log, console, signs, Progress("base_vm"), **limits)
+
+    return make
+
+
+def test_watch_ends_well_after_the_line_of_success(watching):
+    watch = watching("\x1b[1mPartitioning\x1b[0m\r\nFAI finished at: Sat\r\n")
+    watch.tick()
+    watch.finish("shut off (destroyed)")
+    assert watch.succeeded
+
+
+@pytest.mark.parametrize(
+    ("text", "state", "message"),
+    [
+        ("ok\nFATAL ERROR. Installation stopped.\n", "", "the installer failed: FATAL ERROR. Installation stopped."),
+        ("ok\nPress <RETURN> to reboot", "", "the installer stopped at a question: Press <RETURN> to reboot"),
+        ("Partitioning\n", "shut off (crashed)", "broke off: its QEMU crashed or was killed .* Partitioning"),
+        ("Partitioning\n", "shut off (shutdown)", "broke off: the VM went off before the installer was finished"),
+        ("", "", "broke off: .* last line: nothing"),
+    ],
+)
+def test_watch_tells_how_it_ended_badly(watching, text, state, message):
+    watch = watching(text)
+    with pytest.raises(FactoryError, match=message) as caught:
+        watch.tick()
+        watch.finish(state)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"), [("timeout", "did not end within"), ("inactivity", "neither the console")]
+)
+def test_watch_has_two_time_limits(watching, limit, message):
+    with pytest.raises(FactoryError, match=message):
+        watching("Partitioning\n", **{limit: -1.0}).tick()
+
+
+def test_console_joins_a_line_that_comes_in_two_parts(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("FATAL ER", encoding="utf-8")
+    console = Console(log)
+    assert console.new_lines() == ["FATAL ER"]
+    with log.open("a", encoding="utf-8") as stream:
+        stream.write("ROR\nnext")
+    assert console.new_lines() == ["FATAL ERROR", "next"]
+    assert console.new_lines() == []
+    assert console.last_line == "next"

@@ -78,7 +78,7 @@ def processes_of(order: _base_vm.Order) -> list[str]:
     return found
 
 
-def gone(order: _base_vm.Order, seconds: float = 5.0) -> bool:
+def gone(order: _base_vm.Order, seconds: float = 60.0) -> bool:
     """Whether nothing works for an order any more, at the latest after some seconds."""
     deadline = time.monotonic() + seconds
     while processes_of(order) and time.monotonic() < deadline:
@@ -166,7 +166,7 @@ def installing(order):
     process = multiprocessing.get_context("fork").Process(target=_install, args=(given,))
     process.start()
     console = given.directory / "logs/base_vm-console.log"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (console.exists() and "Partitioning" in console.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(given)

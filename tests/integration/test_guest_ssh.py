@@ -43,7 +43,7 @@ def machines() -> list[str]:
     return done.stdout.split()
 
 
-def gone(seconds: float = 15.0) -> bool:
+def gone(seconds: float = 60.0) -> bool:
     """Whether nothing runs under our name any more, at the latest after some seconds."""
     deadline = time.monotonic() + seconds
     while machines() and time.monotonic() < deadline:

@@ -160,7 +160,7 @@ class Site:
         """Whether no layer is open or half written, and the kernel has nothing of it in use."""
         partial = [path.name for path in self.workspace.layers.iterdir() if "partial" in path.name]
         open_ones = list(self.workspace.run.glob("*.tree"))
-        return not partial and not open_ones and Leftovers(self.workspace.root).none_within(5)
+        return not partial and not open_ones and Leftovers(self.workspace.root).none_within(60)
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +399,7 @@ def test_ansible_playbook_killed_in_the_middle_then_started_again(short):
         short.argv(**wanted), env=short.environment(), stdout=subprocess.DEVNULL, start_new_session=True
     )
     home = short.workspace.run / f"cloudimg-{IMAGE}-applications.tree"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     begun = [home / "enter", home / "root", "test", "-e", "/etc/begun"]
     while not (home / "enter").exists() or subprocess.run(begun, check=False, capture_output=True).returncode:
         assert time.monotonic() < deadline

@@ -89,7 +89,7 @@ def beats(run: ansible_runner.Runner) -> list[str]:
     return [event["stdout"] for event in run.events if event["event"] == "verbose" and "slow_job" in event["stdout"]]
 
 
-def wait_for(what: t.Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(what: t.Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until, "waited in vain"
@@ -192,7 +192,7 @@ def test_job_ends_when_its_playbook_is_killed(play: Play, sig: signal.Signals) -
         wait_for(play.mess.exists)
         time.sleep(1)
         playbook.send_signal(sig)
-        playbook.wait(20)
+        playbook.wait(120)
         wait_for(lambda: not play.mess.exists())
     finally:
         playbook.kill()

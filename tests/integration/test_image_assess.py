@@ -110,9 +110,9 @@ def test_a_disk_without_a_boot_loader_fails_at_once(request_for):
 
 
 def test_a_system_that_never_offers_ssh_fails_when_the_time_is_up(request_for):
-    request = request_for("Starting all there is", timeout=8)
+    request = request_for("Starting all there is", timeout=40)
     line, _report = fail(request)
-    assert "boot: no SSH server answered within 8 s; the console's last line: " in line
+    assert "boot: no SSH server answered within 40 s; the console's last line: " in line
     assert "Starting all there is" in (request.directory / "logs/assess-console.log").read_text(encoding="utf-8")
 
 
@@ -151,13 +151,13 @@ def test_killed_in_the_middle_and_started_again(request_for):
     process = multiprocessing.get_context("fork").Process(target=_assess.assess, args=(request, Progress("assess")))
     process.start()
     console = request.directory / "logs/assess-console.log"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (console.exists() and b"Waiting" in console.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len(machines(request.image)) == 1
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while machines(request.image) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert machines(request.image) == []

@@ -131,7 +131,7 @@ class Factory:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not (self.workspace / "mess").exists() or "media" not in self.build().get("stages", {}):
             assert time.monotonic() < until
             assert process.poll() is None

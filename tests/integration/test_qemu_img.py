@@ -225,4 +225,4 @@ def test_disk_in_use_is_told(chain: tuple[Path, Path], tmp_path: Path) -> None:
         with pytest.raises(FactoryError, match="wait until the process that uses it has ended"):
             _qemu_img.convert(chain[1], tmp_path / "t", source_fmt="qcow2", target_fmt="raw")
     finally:
-        holder.communicate(b"quit\n", timeout=10)
+        holder.communicate(b"quit\n", timeout=60)

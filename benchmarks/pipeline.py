@@ -23,7 +23,7 @@ from pathlib import Path
 import ansible_runner
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-GUEST_STAGES = ("cloud_init", "applications", "sanitize")
+GUEST_STAGES = ("cloud_init", "applications", "harden", "sanitize")
 STAGES = ("definition", "media", "base_vm", *GUEST_STAGES, "export", "assess", "publish")
 
 

@@ -134,23 +134,30 @@ def _open_booted(layer: Layer, home: Path, owner: Owner | None, facts: dict[str,
 
 
 def commit_layer(
-    workspace: _state.Workspace, image: str, stage: str, *, forbidden: list[str], packages: bool
+    workspace: _state.Workspace,
+    image: str,
+    stage: str,
+    *,
+    forbidden: list[str],
+    packages: bool,
+    facts: t.Mapping[str, t.Any] | None = None,
 ) -> tuple[Layer, bool]:
     """Close what :func:`open_layer` opened, and keep it as a layer; returns it, and False if it was there meanwhile.
 
     :param forbidden: patterns of files that no image may have in it.
     :param packages: whether to keep the list of installed packages with it.
+    :param facts: what the stage has found out, see :func:`_layers.facts`.
     :raises FactoryError: it is not open, or not fit to be kept. It still has to be discarded then.
     """
     home = home_of(workspace, image, stage)
-    facts = _supervisor.state(home)
-    if not facts:
+    state = _supervisor.state(home)
+    if not state:
         raise FactoryError(f"the {stage} layer of {image} is not open", where=str(home), mend="run the stage again")
-    known = facts["layer"]
+    known = state["layer"]
     layer = Layer(**{**known, "workspace": workspace, "parent": Path(known["parent"])})
-    overlay = Path(facts["overlay"])
-    if facts.get("guest"):
-        _guest_ssh.stop_guest(_guest_ssh.GuestAccess.load(facts["guest"]))
+    overlay = Path(state["overlay"])
+    if state.get("guest"):
+        _guest_ssh.stop_guest(_guest_ssh.GuestAccess.load(state["guest"]))
         seen = _inspect(layer, overlay, home, forbidden, packages)
     else:
         seen = _supervisor.ask(home, "inspect", forbidden=forbidden, packages=packages)
@@ -162,9 +169,9 @@ def commit_layer(
             where=f"{stage} layer of {image}",
             mend="have the role or script that leaves it remove it, or switch on the operation that does",
         )
-    if not facts.get("guest"):
+    if not state.get("guest"):
         _supervisor.ask(home, "detach")
-    kept = _layers.commit(layer, overlay, seen["packages"])
+    kept = _layers.commit(layer, overlay, seen["packages"], facts)
     _supervisor.end(home)
     return layer, kept
 

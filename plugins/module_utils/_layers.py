@@ -133,8 +133,18 @@ def create(layer: Layer, path: Path) -> None:
     _qemu_img.create(path, None, backing=layer.parent)
 
 
-def commit(layer: Layer, disk: Path, packages: t.Mapping[str, t.Any] | None = None) -> bool:
-    """Give a finished overlay its final name, with its record beside it.
+def facts(layer: Layer) -> dict[str, t.Any]:
+    """What the stage has found out about a layer in the cache."""
+    return dict(_state.read_json(layer.path.with_suffix(".json"), {}).get("facts", {}))
+
+
+def commit(
+    layer: Layer,
+    disk: Path,
+    packages: t.Mapping[str, t.Any] | None = None,
+    found: t.Mapping[str, t.Any] | None = None,
+) -> bool:
+    """Give a finished overlay its final name, with its record (and ``found``, see :func:`facts`) beside it.
 
     Where another build has made the very same layer meanwhile, that one stays (images may stand on it already),
     ``disk`` goes, and the answer is False.
@@ -164,6 +174,7 @@ def commit(layer: Layer, disk: Path, packages: t.Mapping[str, t.Any] | None = No
             "parent_stamp": stamp(layer.parent),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "stamp": stamp(disk),
+            "facts": dict(found or {}),
         }
         with _state.explain_os_errors(layer.path):
             if packages is not None:

@@ -99,6 +99,10 @@ options:
     description: Whether a list of the installed packages is to be kept with the layer, see RV(packages).
     type: bool
     default: false
+  facts:
+    description: What the stage has found out, to be kept with the layer by O(state=committed).
+    type: dict
+    default: {}
   keep:
     description: With O(state=discarded), hold what was opened, for a look into it; RV(kept) tells how to get in.
     type: bool
@@ -181,6 +185,11 @@ packages:
   returned: with O(packages), when O(state=opened) or O(state=committed)
   type: str
   sample: /srv/cloudimg/cache/layers/sanitize-6b86b273ff34fce19d6b804eff5a3f57.packages.json
+facts:
+  description: What the stage found out when it wrote the layer.
+  returned: when the layer is in the cache
+  type: dict
+  sample: {scores: {lynis: {before: 58, after: 74}}}
 kept:
   description: How to look into a layer that was held.
   returned: with O(keep)
@@ -225,6 +234,7 @@ SPEC: dict[str, t.Any] = {
     "connection": {"type": "str", "choices": list(_guest.CONNECTIONS), "default": "auto"},
     "forbidden": {"type": "list", "elements": "str", "default": []},
     "packages": {"type": "bool", "default": False},
+    "facts": {"type": "dict", "default": {}},
     "keep": {"type": "bool", "default": False},
     "_inputs": {"type": "dict"},
     "_controller": {"type": "dict"},
@@ -249,6 +259,7 @@ def _opened(module: AnsibleModule, only_ask: bool) -> Result:
         result.extra["packages"] = str(layer.packages)
     reason = _layers.flaw(layer, options["packages"])
     if reason is None:
+        result.extra["facts"] = _layers.facts(layer)
         return result
     result.extra["cached"] = False
     result.diff = _layers.diff(layer)
@@ -272,8 +283,9 @@ def _committed(module: AnsibleModule) -> Result:
         options["stage"],
         forbidden=options["forbidden"],
         packages=options["packages"],
+        facts=options["facts"],
     )
-    result = Result(extra={"path": str(layer.path), "digest": layer.digest})
+    result = Result(extra={"path": str(layer.path), "digest": layer.digest, "facts": _layers.facts(layer)})
     if options["packages"]:
         result.extra["packages"] = str(layer.packages)
     result.act(f"keep {layer.path.name}" if kept else f"drop it for the same {layer.path.name} of another build")

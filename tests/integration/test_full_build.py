@@ -18,7 +18,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _d
 
 pytestmark = [pytest.mark.full_build, pytest.mark.root]
 MIB = 1 << 20
-GUEST_STAGES = ["cloud_init", "applications", "sanitize"]
+GUEST_STAGES = ["cloud_init", "applications", "harden", "sanitize"]
 
 
 def layers_of(build: dict) -> dict[str, str]:

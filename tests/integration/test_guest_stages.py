@@ -25,7 +25,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Own
 pytestmark = pytest.mark.root
 CHECKOUT = Path(__file__).resolve().parents[2]
 IMAGE = "tiny"
-STAGES = ("cloud_init", "applications", "sanitize")
+STAGES = ("cloud_init", "applications", "harden", "sanitize")
 
 _PLAYBOOK = """
 - hosts: images
@@ -199,7 +199,7 @@ def role(site: Site, tasks: str, handlers: str = "") -> str:
 def test_all_stages_run(staged):
     site, played = staged
     assert played.rc == 0, played.output[-3000:]
-    assert [len(list(site.workspace.layers.glob(f"{stage}-*.qcow2"))) for stage in STAGES] == [1, 1, 1]
+    assert [len(list(site.workspace.layers.glob(f"{stage}-*.qcow2"))) for stage in STAGES] == [1, 1, 1, 1]
     assert site.nothing_open()
 
 
@@ -273,7 +273,7 @@ def test_a_package_more_runs_only_what_comes_after(staged):
     site, _played = staged
     played = site.play(image_packages=["jq"])
     assert played.rc == 0, played.output[-2000:]
-    assert [len(list(site.workspace.layers.glob(f"{stage}-*.qcow2"))) for stage in STAGES] == [1, 2, 2]
+    assert [len(list(site.workspace.layers.glob(f"{stage}-*.qcow2"))) for stage in STAGES] == [1, 2, 2, 2]
     assert "1.6" in site.look("sanitize", "jq --version")
 
 

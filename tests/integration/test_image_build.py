@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 HERE = Path(__file__).resolve().parent
-STAGES = ["media", "base_vm", "cloud_init", "applications", "sanitize", "export", "assess", "publish"]
+STAGES = ["media", "base_vm", "cloud_init", "applications", "harden", "sanitize", "export", "assess", "publish"]
 BUILD = {name: f"{{{{ cloudimg_build.{name} }}}}" for name in ("workspace", "image", "version")}
 ARTIFACT = "{{ cloudimg_build.dir }}/disk.qcow2"
 DIGEST = "{{ 'disk' | ansible.builtin.hash('sha256') }}"

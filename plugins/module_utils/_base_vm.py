@@ -14,7 +14,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _cli, _libvirt, _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _cli, _layers, _libvirt, _qemu_img, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
@@ -94,7 +94,7 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     result.extra = {"base": {"path": str(path), "digest": digest, "size": order.disk_size}, "cached": True}
     if _intact(path):
         return result
-    before = _latest_inputs(order)
+    before = dict(_layers.previous(order.workspace, order.image, "base_vm").get("inputs", {}))
     result.extra["cached"] = False
     result.diff = {"before": before, "after": inputs}
     result.act(_reason(path, before, inputs))
@@ -121,20 +121,13 @@ def _intact(path: Path) -> bool:
     return False
 
 
-def _latest_inputs(order: Order) -> dict[str, t.Any]:
-    records = (_state.read_json(path, {}) for path in order.workspace.layers.glob("base_vm-*.json"))
-    ours = [record for record in records if record.get("image") == order.image]
-    newest: dict[str, t.Any] = max(ours, key=lambda record: str(record.get("created")), default={})
-    return dict(newest.get("inputs", {}))
-
-
 def _reason(path: Path, before: dict[str, t.Any], inputs: dict[str, t.Any]) -> str:
     if path.exists():
         return f"install: the cached base {path.name} is damaged"
     if not before:
         return "install: this image has no base yet"
-    changed = sorted(name for name in inputs if before.get(name) != inputs[name])
-    return f"install: changed since the last base: {', '.join(changed) or 'nothing, but that base was removed'}"
+    names = _layers.changed(before, inputs)
+    return f"install: changed since the last base: {', '.join(names) or 'nothing, but that base was removed'}"
 
 
 def _check_size(order: Order) -> None:

@@ -160,7 +160,6 @@ def run(
     argv: t.Sequence[str | os.PathLike[str]],
     *,
     timeout: float | None = None,
-    idle_timeout: float | None = None,
     log: Path | None = None,
     env: t.Mapping[str, str] | None = None,
     cwd: Path | None = None,
@@ -170,7 +169,6 @@ def run(
     """Run a tool to its end.
 
     :param timeout: seconds that it may take at all.
-    :param idle_timeout: seconds that it may stay silent.
     :param log: file to which its output is appended as it comes.
     :param check: raise ToolError when it does not end with 0.
     :param tick: called about once a second with the last line of output; what it raises ends the tool.
@@ -179,7 +177,7 @@ def run(
     """
     words = [os.fspath(word) for word in argv]
     words[0] = require(words[0])
-    began = last_output = time.monotonic()
+    began = time.monotonic()
     collected: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
     process = subprocess.Popen(
         words,
@@ -209,20 +207,16 @@ def run(
                 if not chunk:
                     selector.unregister(key.fileobj)
                     continue
-                last_output = time.monotonic()
                 collected[key.data] += chunk
                 recent = collected[key.data][-_RECENT:]  # a line may come in several chunks
                 last_line = tail(recent.decode("utf-8", "replace"), 1) or last_line
                 if sink:
                     sink.write(chunk)
                     sink.flush()
-            now = time.monotonic()
             if tick:
                 tick(last_line)
-            if timeout is not None and now - began > timeout:
+            if timeout is not None and time.monotonic() - began > timeout:
                 raise FactoryError(f"did not end within {timeout:.0f} s; its last words: {last_line}", where=program)
-            if idle_timeout is not None and now - last_output > idle_timeout:
-                raise FactoryError(f"was silent for {idle_timeout:.0f} s; its last words: {last_line}", where=program)
             if process.poll() is not None and not selector.select(0):
                 break
         rc = process.wait()

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _machine, _seed, _ssh, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
+from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner, forsake
 
 _USER = "root"
 _HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
@@ -281,17 +281,8 @@ def _supervise(spec: _machine.Spec, runtime: Path, console: Path, owner: Owner |
 def _detach(writer: int, work: t.Callable[[], None]) -> t.NoReturn:
     """In a forked child: do the work as a process that belongs to nobody, with nothing open but ``writer``."""
     try:
-        os.setsid()
+        forsake(writer)
         if os.fork() == 0:
-            null = os.open(os.devnull, os.O_RDWR)
-            for number in (0, 1, 2):
-                os.dup2(null, number)
-            for number in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
-                if number > 2 and number != writer:
-                    with contextlib.suppress(OSError):
-                        os.close(number)
-            os.chdir("/")
-            os.umask(0o022)
             work()
     finally:
         os._exit(0)

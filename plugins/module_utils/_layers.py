@@ -94,33 +94,41 @@ def flaw(layer: Layer, with_packages: bool = False) -> str | None:
     return None
 
 
-def previous(layer: Layer) -> dict[str, t.Any]:
-    """The record of the newest layer that this stage made for this image, with any inputs; {} where there is none."""
-    records = (_state.read_json(path, {}) for path in layer.workspace.layers.glob(f"{layer.stage}-*.json"))
-    ours = [record for record in records if record.get("stage") == layer.stage and record.get("image") == layer.image]
+def previous(workspace: _state.Workspace, image: str, stage: str) -> dict[str, t.Any]:
+    """The record of the newest disk that a stage made for an image, with any inputs; {} where there is none."""
+    records = (_state.read_json(path, {}) for path in workspace.layers.glob(f"{stage}-*.json"))
+    ours = [record for record in records if record.get("stage") == stage and record.get("image") == image]
     newest: dict[str, t.Any] = max(ours, key=lambda record: str(record.get("created")), default={})
     return newest
 
 
+def changed(before: t.Mapping[str, t.Any], after: t.Mapping[str, t.Any]) -> list[str]:
+    """The names of inputs that differ."""
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+
+
+def _before(layer: Layer) -> dict[str, t.Any]:
+    """The inputs of the layer before, its parent among them; {} where there is none."""
+    before = previous(layer.workspace, layer.image, layer.stage)
+    return {**before.get("inputs", {}), "the layer below": before.get("parent_digest")} if before else {}
+
+
 def _what_changed(layer: Layer) -> str:
-    before = previous(layer)
+    before = _before(layer)
     if not before:
         return f"this image has no {layer.stage} layer yet"
-    changed = [name for name, value in layer.inputs.items() if before.get("inputs", {}).get(name) != value]
-    changed += [name for name in before.get("inputs", {}) if name not in layer.inputs]
-    if before.get("parent_digest") != layer.parent_digest:
-        changed.append("the layer below")
-    return f"changed since the last layer: {', '.join(sorted(changed)) or 'nothing, but that layer was removed'}"
+    names = changed(before, {**layer.inputs, "the layer below": layer.parent_digest})
+    return f"changed since the last layer: {', '.join(names) or 'nothing, but that layer was removed'}"
 
 
 def diff(layer: Layer) -> dict[str, t.Any]:
     """The inputs of the layer before and of this one, for diff mode."""
-    before = previous(layer)
+    before = previous(layer.workspace, layer.image, layer.stage)
     return {
         "before_header": f"{layer.stage} layer {str(before.get('digest', 'none'))[:12]}",
         "after_header": f"{layer.stage} layer {layer.digest[:12]}",
-        "before": {**before.get("inputs", {}), "parent": before["parent_digest"]} if before else {},
-        "after": {**layer.inputs, "parent": layer.parent_digest},
+        "before": _before(layer),
+        "after": {**layer.inputs, "the layer below": layer.parent_digest},
     }
 
 

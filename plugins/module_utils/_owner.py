@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import typing as t
@@ -27,6 +28,20 @@ def start_time(pid: int) -> int | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def forsake(keep: int) -> None:
+    """In a forked child: belong to nobody any more, with nothing open but the file descriptor ``keep``."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    for number in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if number > 2 and number != keep:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    os.chdir("/")
+    os.umask(0o022)
 
 
 @dataclasses.dataclass(frozen=True)

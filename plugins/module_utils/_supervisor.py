@@ -31,7 +31,7 @@ from pathlib import Path
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._offline import PATH, Tree, mount_table, reap
-from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner, boot_id, start_time
+from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner, boot_id, forsake, start_time
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS, _NEWUTS, _NEWIPC, _NEWPID = 0x00020000, 0x04000000, 0x08000000, 0x20000000
@@ -197,16 +197,7 @@ def _unpack(answer: bytes) -> dict[str, t.Any]:
 def _daemonise(writer: int, work: t.Callable[[], None]) -> t.NoReturn:
     """In a forked child: become a daemon with nothing open but ``writer``, in new namespaces, and do the work there."""
     try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
-        for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-            if number > 2 and number != writer:
-                with contextlib.suppress(OSError):
-                    os.close(number)
-        os.chdir("/")
-        os.umask(0o022)
+        forsake(writer)
         if _LIBC.unshare(_NEWNS | _NEWUTS | _NEWIPC | _NEWPID):
             raise FactoryError(
                 f"cannot make namespaces: {os.strerror(ctypes.get_errno())}",

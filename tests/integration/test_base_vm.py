@@ -56,8 +56,8 @@ def order(tmp_path):
             uri="private",
             answer_files={},
             directory=tmp_path / "build",
-            timeout=60,
-            inactivity=30,
+            timeout=300,
+            inactivity=120,
             keep_on_failure=False,
         )
         return dataclasses.replace(given, **changes)
@@ -137,10 +137,10 @@ def test_damaged_base_is_installed_again(order):
         (
             "Partitioning\r\n",
             False,
-            {"inactivity": 9},
-            "neither the console nor the disk moved for 9 s; .* Partitioning",
+            {"inactivity": 25},
+            "neither the console nor the disk moved for 25 s; .* Partitioning",
         ),
-        ("Partitioning\r\n", False, {"timeout": 12}, "the installer did not end within 12 s; .*: Partitioning"),
+        ("Partitioning\r\n", False, {"timeout": 40}, "the installer did not end within 40 s; .*: Partitioning"),
     ],
 )
 def test_failed_installation_says_why_and_leaves_nothing(order, says, ends, changes, message):

@@ -18,6 +18,7 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.collection_loader._collection_finder import _get_collection_role_path
 from ansible.utils.vars import merge_hash
 
+from ansible_collections.cloudimg.factory.plugins.module_utils._definition import DURING_BUILD
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, file_digests, tree_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.plugin_utils._heartbeat import playbook_owner
@@ -62,7 +63,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             prefixes.add(f"{name.rpartition('.')[2].rpartition('/')[2].replace('-', '_')}_")
             waiting += self._dependencies(path)
         for name, value in sorted(task_vars.items()):
-            if name.startswith(tuple(prefixes)):
+            if name.startswith(tuple(prefixes)) and name not in DURING_BUILD:
                 found[name] = data_digest(self._templated(name, value))[:32]
         files = [self._file(name) for name in args.get("files") or []]
         if files:

@@ -3,48 +3,55 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to this collection: it may change without notice.
-"""Judging an artifact as a stranger would: boot it as a new machine, log in, and look whether all is as it should be.
+"""Judging an artifact as a stranger would: boot clones of it as new machines, and look whether all is as it should be.
 
-The artifact is only ever read: the machine writes to an overlay that goes with it.
+The artifact is only ever read: each machine writes to an overlay that goes with it.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-import time
+import os
 import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _accel,
+    _boots,
     _descriptor,
+    _junit,
     _machine,
-    _probe,
     _qemu_img,
-    _seed,
-    _ssh,
+    _secant,
     _state,
+    _updates,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import cached_digests, data_digest
-from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
-from ansible_collections.cloudimg.factory.plugins.module_utils._probe import Check
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
-FILE = "assess.json"
+SCHEMA = 2
+FILE, JUNIT, SECANT = "assess.json", "assess.xml", "secant.xml"
 FORMATS = {"qcow2": "qcow2", "raw": "raw", "vmdk": "vmdk", "vdi": "vdi", "vhd": "vpc", "vhdx": "vhdx"}
 """What can be booted, and QEMU's name of it."""
-RECIPE = 1
+RECIPE = 2
 """Raise it when the checks change, so that what passed before is judged again."""
 _SPACE = 1 << 30
 _CLUSTER = 65536
-_SLOW_LOGIN = 300.0
-"""Seconds after the SSH server's first word within which the key must get in: cloud-init may still be busy with it."""
+_ALL = "all"
+"""What is about all boots has this name instead of a boot's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to judge, and how; sizes in bytes but ``memory``, which is in MiB."""
+    """What to judge, and how; sizes in bytes but ``memory``, which is in MiB.
+
+    :ivar cpus: of each machine; 0 for what suits the builder.
+    :ivar lynis: C(yes), C(no), or C(auto) (where guests run with KVM).
+    :ivar updates: whether security updates are looked for.
+    """
 
     image: str
     version: str
@@ -53,26 +60,31 @@ class Request:
     directory: Path
     user: str
     grow: int
-    firmware: tuple[str, ...]
+    boots: tuple[str, ...]
     accelerator: str
     cpus: int
     memory: int
     allowed_units: tuple[str, ...]
+    allowed_ports: tuple[str, ...]
+    lynis: str
+    updates: bool
     timeout: float
 
     def options(self) -> dict[str, t.Any]:
         """The options that the verdict depends on."""
-        names = ("format", "user", "grow", "firmware", "cpus", "memory", "allowed_units")
+        names = (
+            "format",
+            "user",
+            "grow",
+            "boots",
+            "cpus",
+            "memory",
+            "allowed_units",
+            "allowed_ports",
+            "lynis",
+            "updates",
+        )
         return {**{name: getattr(self, name) for name in names}, "recipe": RECIPE}
-
-
-@dataclasses.dataclass
-class Boot:
-    """One boot: its checks, and the seconds from the machine's start to each event."""
-
-    firmware: str
-    checks: list[Check] = dataclasses.field(default_factory=list)
-    timings: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def assess(request: Request, progress: Progress, *, check_mode: bool = False) -> Result:
@@ -84,20 +96,21 @@ def assess(request: Request, progress: Progress, *, check_mode: bool = False) ->
     report_before = _state.read_json(path, {})
     with _state.explain_os_errors(request.artifact):
         sha256 = cached_digests(request.artifact, ["sha256"])["sha256"]
-    result = Result(log_path=str(_console(request, request.firmware[0])))
+    result = Result(log_path=str(request.directory / "logs" / f"assess-console-{request.boots[0]}.log"))
     stale = _stale(report_before, request, sha256)
     if not stale:
         result.extra = {"assessment": report_before, "report_path": str(path)}
         return result
     result.act(f"assess: {stale}")
     if not check_mode:
-        # whatever it said, it was not about this
-        _state.remove(path)
+        # whatever they said, it was not about this
+        for name in (FILE, JUNIT, SECANT):
+            _state.remove(request.directory / name)
     disk = _disk(request)
     if check_mode:
         return result
     report = _report(request, progress, sha256, disk)
-    _state.write_json(path, report)
+    _write(report, request.directory)
     result.extra = {"assessment": report, "report_path": str(path)}
     if report["verdict"] != "pass":
         raise _failure(report, path, result)
@@ -139,13 +152,25 @@ def _disk(request: Request) -> _Disk:
 
 def _report(request: Request, progress: Progress, sha256: str, disk: _Disk) -> dict[str, t.Any]:
     accelerator = _accel.detect(wanted=request.accelerator)
+    if any(_boots.BOOTS[name][0] == "uefi" for name in request.boots):
+        _machine.uefi_flash()  # now, rather than after the other boots
     with _state.explain_os_errors(request.directory):
         request.directory.mkdir(parents=True, exist_ok=True)
-    _state.need_space(request.directory, _SPACE, "a boot of the image")
+    _state.need_space(request.directory, _SPACE * len(request.boots), "the boots of the image")
     started = _descriptor.now()
-    boots = [_boot(request, progress, accelerator, firmware, disk) for firmware in request.firmware]
-    passed = all(check.ok for boot in boots for check in boot.checks if check.required)
+    for path in (request.directory / "logs").glob("assess-*"):
+        _state.remove(path)
+    with _machine.scratch(request.directory, "assess") as runtime:
+        boots = _boot_all(request, progress, accelerator, disk, runtime)
+        progress.phase("looking for security updates")
+        outcomes = _outcomes(request, progress, boots, runtime)
+    checks = [(boot.name, check) for boot in boots for check in boot.checks]
+    if len(boots) > 1:
+        checks += [(_ALL, check) for check in _boots.compare(boots)]
+    checks += [(_ALL, outcome.check()) for outcome in outcomes]
+    passed = all(check.ok for _boot, check in checks if check.required)
     return {
+        "schema": SCHEMA,
         "image": request.image,
         "version": request.version,
         "artifact": {"name": request.artifact.name, "format": request.format, "sha256": sha256},
@@ -156,144 +181,105 @@ def _report(request: Request, progress: Progress, sha256: str, disk: _Disk) -> d
         "started": started,
         "finished": _descriptor.now(),
         "verdict": "pass" if passed else "fail",
-        "checks": [{"firmware": boot.firmware, **dataclasses.asdict(check)} for boot in boots for check in boot.checks],
-        "timings": {boot.firmware: boot.timings for boot in boots},
+        "boots": [boot.dump() for boot in boots],
+        "checks": [{"boot": boot, **dataclasses.asdict(check)} for boot, check in checks],
+        "secant": [outcome.dump() for outcome in outcomes],
+        "lynis": next((boot.lynis for boot in boots if boot.lynis), None),
     }
 
 
-def _console(request: Request, firmware: str) -> Path:
-    suffix = "" if firmware == "bios" else f"-{firmware}"
-    return request.directory / "logs" / f"assess-console{suffix}.log"
-
-
-def _boot(request: Request, progress: Progress, accelerator: str, firmware: str, disk: _Disk) -> Boot:
-    """Boot it once, and judge. What keeps it from being judged is a failed check of its own."""
-    boot = Boot(firmware)
-    deadline = time.monotonic() + request.timeout
-    console = _console(request, firmware)
-    picture = console.with_name(console.name.replace("console", "screen"))
-    for suffix in (".png", ".ppm"):
-        _state.remove(picture.with_suffix(suffix))
-    with _machine.scratch(request.directory, "assess") as runtime:
-        progress.phase(f"preparing the {firmware} boot")
-        key = _ssh.make_key(runtime / "id")
-        _seed.make_seed(
-            runtime / "seed.iso",
-            _seed.cloud_config({"ssh_authorized_keys": [key]}),
-            {"instance-id": f"assess-{runtime.name}", "local-hostname": "assess"},
-        )
-        # a quarter at least: what had not grown is then smaller than the disk was, whatever the file system's overhead
-        grown = -(-(disk.size + max(request.grow, disk.size // 4)) // 512) * 512
-        overlay = runtime / "overlay.qcow2"
-        _qemu_img.create(
-            overlay,
-            grown,
-            backing=request.artifact,
-            backing_fmt=FORMATS[request.format],
-            options={"cluster_size": str(disk.cluster_size)},
-        )
-        spec = _machine.Spec(
-            name=f"{request.image}-assess",
-            disk=overlay,
+def _boot_all(request: Request, progress: Progress, accelerator: str, disk: _Disk, runtime: Path) -> list[_boots.Boot]:
+    """All the boots, at the same time."""
+    watcher = _boots.Watcher()
+    # two emulated machines with as many processors as the builder has would mostly wait for each other
+    cpus = request.cpus or max(1, min(2, (os.cpu_count() or 1) // len(request.boots)))
+    orders = [
+        _boots.Order(
+            name=name,
+            machine=f"{request.image}-assess",
+            artifact=request.artifact,
+            format=FORMATS[request.format],
+            size=disk.size,
+            cluster_size=disk.cluster_size,
+            grow=request.grow,
+            user=request.user,
             accelerator=accelerator,
-            firmware=firmware,
-            cpus=request.cpus,
+            cpus=cpus,
             memory=request.memory,
-            seed=runtime / "seed.iso",
-            isolated=True,
-            copy_on_read=True,
+            allowed_units=request.allowed_units,
+            allowed_ports=request.allowed_ports,
+            timeout=request.timeout,
+            number=number,
+            lynis=number == 0 and (request.lynis == "yes" or (request.lynis == "auto" and accelerator == "kvm")),
         )
-        with _machine.Machine(spec, runtime, console) as machine:
-            try:
-                _examine(request, progress, machine, boot, disk.size, deadline)
-            except Cancelled:
-                raise
-            except FactoryError as exc:
-                boot.checks.append(Check(_reached(boot), False, exc.problem))
-            if not all(check.ok for check in boot.checks if check.required):
-                machine.screenshot(picture)
-    return boot
+        for number, name in enumerate(request.boots)
+    ]
+    phases = f"booting {len(orders)} clones ({accelerator})"
+    progress.phase(phases)
+    with concurrent.futures.ThreadPoolExecutor(len(orders)) as pool:
+        try:
+            jobs = []
+            for order in orders:
+                own = runtime / order.name
+                own.mkdir(mode=0o700)
+                jobs.append(pool.submit(_boots.boot, order, own, request.directory / "logs", watcher))
+            while not all(job.done() for job in jobs):
+                concurrent.futures.wait(jobs, timeout=1.0, return_when=concurrent.futures.FIRST_EXCEPTION)
+                for job in jobs:
+                    if job.done():
+                        job.result()  # what it raises ends the others, too
+                if watcher.phases() != phases:
+                    phases = watcher.phases()
+                    progress.phase(phases)
+                progress.report(console=watcher.consoles())
+            return [job.result() for job in jobs]
+        except BaseException:
+            watcher.cancelled.set()
+            raise
 
 
-def _reached(boot: Boot) -> str:
-    """The name of the check that is due, by what was reached before."""
-    names = [check.name for check in boot.checks]
-    return next((name for name in ("boot", "login") if name not in names), "examination")
+def _outcomes(request: Request, progress: Progress, boots: list[_boots.Boot], runtime: Path) -> list[_secant.Outcome]:
+    """Those of SECANT's probes, over all boots."""
+    found = []
+    for name in _secant.PROBES:
+        of_boots = [(boot.name, outcome) for boot in boots for outcome in boot.outcomes if outcome.id == name]
+        worst = _secant.worst(name, of_boots)
+        found += [worst] if worst else []
+    if not any(outcome.id == "lynis_test" for outcome in found):
+        why = "it is switched off" if request.lynis != "yes" else "the machine did not come so far"
+        found.append(_secant.Outcome("lynis_test", _secant.SKIPPED, why))
+    facts = next((boot.facts for boot in boots if boot.facts.get("packages")), None)
+    if not request.updates:
+        found.append(_secant.Outcome("pakiti_test", _secant.SKIPPED, "it is switched off"))
+    elif any(boot.facts for boot in boots):
+        own = runtime / "updates"
+        own.mkdir()
+        packages, sources = (facts or {}).get("packages", ""), (facts or {}).get("sources", "")
+        found.append(_updates.outcome(packages, sources, own, tick=lambda line: progress.report(console=line)))
+    return _secant.all_of(found)
 
 
-def _examine(
-    request: Request, progress: Progress, machine: _machine.Machine, boot: Boot, size: int, deadline: float
-) -> None:
-    began = time.monotonic()
-
-    def elapsed() -> float:
-        return round(time.monotonic() - began, 1)
-
-    def tick(_line: str = "") -> None:
-        progress.report(console=machine.console_tail())
-
-    progress.phase(f"waiting for SSH ({boot.firmware}, {machine.spec.accelerator})")
-    banner = machine.wait_ssh(deadline - time.monotonic(), tick)
-    boot.timings["ssh"] = elapsed()
-    boot.checks.append(Check("boot", True, f"{banner} after {boot.timings['ssh']:.0f} s"))
-
-    access = _ssh.Access(
-        _machine.LOOPBACK, machine.port, request.user, machine.runtime / "id", machine.runtime / "known_hosts"
-    )
-
-    def look(line: str = "") -> None:
-        if line.startswith(_probe.MARK) and "login" not in boot.timings:
-            boot.timings["login"] = elapsed()
-            boot.checks.append(Check("login", True, f"{request.user} with the key of the seed"))
-            progress.phase("waiting for cloud-init")
-        machine.watch.check()
-        if time.monotonic() > deadline:
-            raise FactoryError(
-                f"the boot did not come to its end within {request.timeout:.0f} s; "
-                f"the console's last line: {machine.console_tail()}"
-            )
-        tick()
-
-    progress.phase("logging in")
-    facts = _ask(access, look)
-    since = _probe.seconds_since_finish(facts)
-    if since is not None:
-        boot.timings["cloud_init"] = round(elapsed() - since, 1)
-    progress.phase("trying to log in without a key")
-    methods = _ssh.offered_methods(access, timeout=120)
-    boot.checks.append(_probe.judge_methods(methods))
-    boot.checks += _probe.judge(facts, size_before=size, allowed_units=request.allowed_units)
-
-
-def _ask(access: _ssh.Access, look: t.Callable[[str], None]) -> dict[str, str]:
-    """What the guest tells from within; raises FactoryError when nobody can log in.
-
-    :param look: called about once a second with the last line that the guest said; raises when time is up.
-    """
-    give_up = time.monotonic() + _SLOW_LOGIN
-    while True:
-        done = _ssh.run(access, _probe.command(), timeout=None, check=False, tick=look)
-        facts = _probe.parse(done.stdout)
-        if "end" in facts:
-            look(_probe.MARK)
-            return facts
-        if facts:
-            raise FactoryError(f"the connection broke off: {_last_line(done.stderr)}")
-        if time.monotonic() > give_up:
-            raise FactoryError(f"{access.user} cannot log in: {_last_line(done.stderr)}")
-        look("")
-        time.sleep(2)
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["ssh said nothing"])[-1]
+def _write(report: dict[str, t.Any], directory: Path) -> None:
+    """The report, in all its forms; C(assess.json), by which it counts as done, last."""
+    outcomes = [_secant.Outcome(**{**row, "details": tuple(row["details"])}) for row in report["secant"]]
+    name = f"{report['image']} {report['version']}"
+    message_id = f"{report['artifact']['sha256'][:16]}-{report['finished']}"
+    _state.write_text(directory / SECANT, _secant.xml(outcomes, image_id=name, message_id=message_id))
+    _state.write_text(directory / JUNIT, _junit.xml(report))
+    _state.write_json(directory / FILE, report)
 
 
 def _failure(report: dict[str, t.Any], path: Path, result: Result) -> FactoryError:
     failed = [check for check in report["checks"] if check["required"] and not check["ok"]]
-    several = len(report["timings"]) > 1
+    alone = [_ALL] if len(report["boots"]) > 1 else [_ALL, report["boots"][0]["name"]]
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for check in failed:
+        by_reason.setdefault((check["name"], check["detail"]), []).append(check["boot"])
     told = [
-        f"{check['name']}{' (' + check['firmware'] + ')' if several else ''}: {check['detail']}" for check in failed
+        f"{name}{'' if set(boots) <= set(alone) else ' (' + ', '.join(boots) + ')'}: {detail}"
+        for (name, detail), boots in by_reason.items()
+        # what could not be asked since the machine did not come so far is told by what kept it from that
+        if not (boots == [_ALL] and any(check["name"] in ("boot", "login") for check in failed))
     ]
     return FactoryError(
         f"failed: {'; '.join(told)}",

@@ -3,18 +3,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 # Private to this collection: it may change without notice.
-"""The state of a build: ``build.json`` in the build directory, and the lock that keeps two builds of an image apart."""
+"""The state of a build: ``build.json`` in the build directory."""
 
 from __future__ import annotations
 
-import contextlib
-import os
+import datetime
 import platform
 import time
 import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils._build_lock import Lock
 from ansible_collections.cloudimg.factory.plugins.module_utils._definition import content
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import cached_digests
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
@@ -24,10 +24,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._versions import 
 
 Build = dict[str, t.Any]
 FILE = "build.json"
-LOCK = ".lock.json"
-LEASE = 7200.0
-"""Seconds after which the lock of a playbook on another machine no longer counts, unless it was renewed."""
-
 STAGES = (
     "media",
     "base_vm",
@@ -42,60 +38,10 @@ STAGES = (
 )
 NEEDED = ("export", "assess", "publish")
 """The stages without which no build is complete."""
-
-
-class Lock:
-    """The lock of one image: who builds it. It outlives the module, as the playbook that holds it does."""
-
-    def __init__(self, folder: Path, guard: Path, owner: Owner, host: str, image: str) -> None:
-        self._path = folder / LOCK
-        self._guard = guard
-        self._owner = owner
-        self._host = host
-        self._image = image
-
-    def holder(self) -> dict[str, t.Any] | None:
-        """Who else holds it; None for nobody, for ourselves, and for one who is gone."""
-        held = _state.read_json(self._path)
-        other = Owner.load((held or {}).get("owner"))
-        if not held or other is None or other == self._owner:
-            return None
-        if other.local():
-            gone = not other.alive()
-        elif held.get("host") == platform.node() and not other.same_boot():
-            gone = True  # of this machine, before it was booted again
-        else:
-            gone = time.time() - self._path.stat().st_mtime > LEASE
-        return None if gone else dict(held)
-
-    def check(self) -> None:
-        """Raise FactoryError where somebody else holds it."""
-        held = self.holder()
-        if held:
-            who = f"process {held['owner']['pid']} on {held['host']}"
-            raise FactoryError(
-                f"{who} has been building {self._image} since {held['since']}",
-                where=str(self._path),
-                mend="wait until that has ended, or end it, then run this again",
-            )
-
-    def take(self) -> None:
-        """Take it, or renew it; raises FactoryError where somebody else holds it."""
-        with self._guarded():
-            self.check()
-            held = _state.read_json(self._path) or {}
-            mine = Owner.load(held.get("owner")) == self._owner
-            since = held["since"] if mine else _descriptor.now()
-            _state.write_json(self._path, {"owner": self._owner.dump(), "host": self._host, "since": since})
-
-    def drop(self) -> None:
-        """Give it back; nothing happens where somebody else holds it."""
-        with self._guarded():
-            if not self.holder():
-                self._path.unlink(missing_ok=True)
-
-    def _guarded(self) -> contextlib.AbstractContextManager[None]:
-        return _state.lock(self._guard, wait=10, busy=f"another process looks after the lock of {self._image}")
+TIMING = ("began", "finished", "seconds", "cached")
+"""What is noted with each stage's record: C(began) and C(finished) are UTC, C(cached) is there when it was made before."""
+_SLACK = 0.1
+"""Seconds by which the time of a file may be behind the clock."""
 
 
 class Builds:
@@ -177,25 +123,32 @@ class Builds:
         return result
 
     def record(self, version: str, stage: str, record: t.Mapping[str, t.Any], known: Build | None = None) -> Result:
-        """Keep what a stage left. ``known`` is the build, for check mode, where no file may have it."""
+        """Keep what a stage left, and its time. ``known`` is the build, for check mode, where no file may have it.
+
+        A stage lasts from the end of the one before it, or from the beginning of this run of the playbook, to its record.
+        The mark in the lock tells when that was: it is made at the beginning and with each record.
+        """
         build = self._load(version, known)
+        began = None
         if not self._check_mode:
             self.lock.check()
+            began = self.lock.mark()
         result = Result(extra={"build": build})
-        if build["stages"].get(stage) != record:
+        if _untimed(build["stages"].get(stage)) != record:
             result.act(f"record {stage}")
             after = STAGES[STAGES.index(stage) + 1 :] if stage in STAGES else ()
             kept = {name: made for name, made in build["stages"].items() if name not in after}
-            build["stages"] = {**kept, stage: dict(record)}
+            timing = {} if self._check_mode else _timing(record, began, time.time())
+            build["stages"] = {**kept, stage: {**record, **timing}}
             self._save(build)
-        self.lock_renew()
         return result
 
     def finish(self, version: str, known: Build | None = None) -> Result:
         """Mark a build as complete where all the stages that it needs are recorded; give back the lock in any case."""
         build = self._load(version, known)
         result = Result(extra={"build": build})
-        if not build["complete"] and all(stage in build["stages"] for stage in NEEDED):
+        stages = build["stages"]
+        if not build["complete"] and all(stage in stages for stage in NEEDED) and not refused(stages["assess"]):
             result.act(f"complete {self._image} {version}")
             build.update(complete=True, finished=_descriptor.now())
             build.pop("failure", None)
@@ -212,12 +165,6 @@ class Builds:
         self._save(build)
         self._unlock()
         return result
-
-    def lock_renew(self) -> None:
-        """Tell those on other machines that the lock is still held, if it is held."""
-        if not self._check_mode:
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(self.folder / LOCK)
 
     def _unlock(self) -> None:
         if not self._check_mode:
@@ -281,9 +228,34 @@ class Builds:
         return None
 
 
+def refused(assessed: t.Mapping[str, t.Any]) -> bool:
+    """Whether the record of the stage assess is of an image that failed, and that nobody let through."""
+    return assessed.get("verdict") == "fail" and not assessed.get("override")
+
+
+def _untimed(record: t.Mapping[str, t.Any] | None) -> dict[str, t.Any] | None:
+    """A stage's record as the stage gave it."""
+    return None if record is None else {key: value for key, value in record.items() if key not in TIMING}
+
+
+def _timing(record: t.Mapping[str, t.Any], began: float | None, now: float) -> dict[str, t.Any]:
+    """When a stage began and ended, and whether all that it names was there before."""
+    timing: dict[str, t.Any] = {"finished": _moment(now)}
+    if began is not None and began <= now:
+        timing.update(began=_moment(began), seconds=round(now - began, 1))
+        files = [path for path in _files(record) if path.exists()]
+        if files and all(path.stat().st_mtime < began - _SLACK for path in files):
+            timing["cached"] = True
+    return timing
+
+
+def _moment(seconds: float) -> str:
+    return _descriptor.format_time(datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc))
+
+
 def _files(record: t.Mapping[str, t.Any]) -> t.Iterator[Path]:
     """The files that a stage's record names."""
-    for key in ("path", "descriptor"):
+    for key in ("path", "descriptor", "report"):
         if record.get(key):
             yield Path(record[key])
     for artifact in record.get("artifacts") or ():

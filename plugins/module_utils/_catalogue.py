@@ -18,7 +18,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _state, _verdict
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor import Descriptor
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import (
     Digester,
@@ -32,7 +32,9 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._versions import 
 
 SCHEMA = 1
 INDEX = "index.json"
-ASSESSMENT = "assess.json"
+BESIDE = {"assessment": _verdict.ASSESSMENT, "report": "report.html"}
+"""What is published along where the build has it: its key in the index, and its name."""
+_Entry = t.Mapping[str, t.Any]
 _LOCK_WAIT = 900.0
 _CHUNK = 4 << 20
 
@@ -67,7 +69,10 @@ class Catalogue:
         return dict(index)
 
     def publish(self, descriptor_path: Path, *, link: bool = True, assess_override: str | None = None) -> Result:
-        """Have the build of a descriptor in the catalogue, in the state «published»."""
+        """Have the build of a descriptor in the catalogue, in the state «published».
+
+        :param assess_override: why, where the image has not passed and its descriptor does not say it.
+        """
         if self.check_mode and not descriptor_path.exists():
             return Result(True, [f"{descriptor_path}: the stage before would make it, then it is published"])
         build = _descriptor.load(descriptor_path)
@@ -77,12 +82,20 @@ class Catalogue:
             if known is None or known["state"] == "removed":
                 _must_be_new(self.path, entry, build)
                 _must_be_alive(descriptor_path, build)
-                override = _must_be_assessed(descriptor_path, assess_override)
+                build = self._judged(descriptor_path, build, assess_override, {})
                 result.act(f"{build.image} {build.version}: is not published yet")
                 self._place(descriptor_path, build, link=link)
-                entry["versions"].append(self._record(build, override))
-                self._remember(entry, "published", build.version, override and f"not assessed as pass: {override}")
+                entry["versions"].append(self._record(descriptor_path, build))
+                self._remember(entry, "published", build.version, _exception(build))
             else:
+                if _sums(self._record(descriptor_path, build)) != _sums(known):
+                    raise FactoryError(
+                        f"version {build.version} is published already, with other content",
+                        where=str(self.path),
+                        key=build.image,
+                        mend="raise image_version and build again",
+                    )
+                build = self._judged(descriptor_path, build, assess_override, known)
                 self._renew(descriptor_path, build, entry, known, result, link=link)
             result.image = build.document()
         return result
@@ -175,7 +188,13 @@ class Catalogue:
         event = {"time": _descriptor.now(), "action": action, "version": version, "who": self.who}
         entry["history"].append({**event, "reason": reason} if reason else event)
 
-    def _record(self, build: Descriptor, override: str | None) -> dict[str, t.Any]:
+    def _judged(self, descriptor_path: Path, build: Descriptor, reason: str | None, known: _Entry) -> Descriptor:
+        """The build with what is known of its verdict; raises FactoryError where it has not passed, and for no reason."""
+        former = (known.get("assess") or {}).get("override")
+        path = descriptor_path.parent / _verdict.ASSESSMENT
+        return dataclasses.replace(build, assess=_verdict.accept(path, build, reason, self.who, former))
+
+    def _record(self, descriptor_path: Path, build: Descriptor) -> dict[str, t.Any]:
         prefix = f"{build.image}/{build.version}"
         document = build.document()
         record = {
@@ -187,7 +206,8 @@ class Catalogue:
             "artifacts": [{**row, "path": f"{prefix}/{row['path']}"} for row in document["artifacts"]],
             "descriptor": f"{prefix}/{_descriptor.FILE}",
             "packages": build.packages and f"{prefix}/{build.packages}",
-            "assess_override": override,
+            **{key: f"{prefix}/{name}" for key, name in BESIDE.items() if (descriptor_path.parent / name).is_file()},
+            "assess": build.assess,
             "state": "published",
         }
         return {key: value for key, value in record.items() if value is not None}
@@ -202,17 +222,10 @@ class Catalogue:
         *,
         link: bool,
     ) -> None:
-        """A version that the catalogue has already: the same build may come again, another one may not."""
+        """The same build as a version that the catalogue has already."""
         name = f"{build.image} {build.version}"
-        record = self._record(build, known.get("assess_override"))
+        record = self._record(descriptor_path, build)
         record["published"] = known["published"]
-        if _sums(record) != _sums(known):
-            raise FactoryError(
-                f"version {build.version} is published already, with other content",
-                where=str(self.path),
-                key=build.image,
-                mend="raise image_version and build again",
-            )
         folder = self._folder(build.image, build.version)
         damage = _damage(folder, build)
         if damage:
@@ -234,7 +247,7 @@ class Catalogue:
     def _place(self, descriptor_path: Path, build: Descriptor, *, link: bool) -> None:
         """Put a build's files into the catalogue, as one directory, once they are what the descriptor says."""
         sums = {artifact.path: artifact.checksums for artifact in build.artifacts}
-        names = [*build.files(), *([ASSESSMENT] if (descriptor_path.parent / ASSESSMENT).exists() else [])]
+        names = [*build.files(), *(name for name in BESIDE.values() if (descriptor_path.parent / name).exists())]
         sources = [_plain(descriptor_path.parent / name) for name in names]
         if self.check_mode:
             for source in sources:
@@ -286,21 +299,10 @@ def _must_be_alive(descriptor_path: Path, build: Descriptor) -> None:
         )
 
 
-def _must_be_assessed(descriptor_path: Path, override: str | None) -> str | None:
-    """The reason to publish all the same, where one is needed; raises FactoryError where it is needed and missing."""
-    path = descriptor_path.parent / ASSESSMENT
-    report = _state.read_json(path, {})
-    verdict = report.get("verdict") if isinstance(report, dict) else None
-    if verdict == "pass":
-        return None
-    if override:
-        return override
-    raise FactoryError(
-        f"the verdict is {verdict!r}" if verdict else "the image has not been assessed",
-        where=str(path),
-        key="verdict",
-        mend="run the assess stage and mend what it finds, or give assess_override a reason",
-    )
+def _exception(build: Descriptor) -> str | None:
+    """What the history says of a build that has not passed."""
+    override = (build.assess or {}).get("override")
+    return f"not assessed as pass: {override['reason']}" if override else None
 
 
 def _damage(folder: Path, build: Descriptor) -> str | None:

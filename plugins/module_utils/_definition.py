@@ -35,16 +35,22 @@ NOT_CONTENT = frozenset(
 )
 """What makes no other image. (Scripts do, but by their content, not by their names.)"""
 
+DURING_BUILD = ("applications_proxy", "applications_no_proxy", "applications_mirrors")
+"""Variables of stages that leave nothing in the image, and may name what should stand in no record."""
+
 _SIZE = re.compile(r"([1-9]\d*)([MGT])(?:iB)?")
 _UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PACKAGE = re.compile(r"[@A-Za-z0-9][A-Za-z0-9@+._:=~*/-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _URL = re.compile(r"https?://\S+")
 _NAMED = {"int": "a whole number", "bool": "true or false", "list": "a list", "dict": "a mapping", "str": "a text"}
 
 
 BUILT = frozenset({"fai"})
 """The families of installers whose ISO is built from packages; any other needs one that is there already."""
+
+_INHERITED = ("image_os", "image_disk", "image_machine")
 
 
 def parse_size(text: str) -> int:
@@ -62,20 +68,44 @@ def nearest(word: str, known: t.Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
 
 
-def validate(name: str, values: t.Mapping[str, t.Any], spec: Spec, locate: Locate, inventory: str) -> dict[str, t.Any]:
+def validate(
+    name: str,
+    values: t.Mapping[str, t.Any],
+    spec: Spec,
+    locate: Locate,
+    inventory: str,
+    parent: t.Mapping[str, t.Any] | None = None,
+) -> dict[str, t.Any]:
     """The definition of the image ``name``: checked, with all defaults, JSON-able.
 
     :param values: the ``image_*`` variables, templated.
     :param spec: the options that there are, as in argument_specs.
     :param inventory: where the image's name stands.
+    :param parent: the definition of the image that C(image_parent) names, where it names one.
     :raises FactoryError: something is wrong; it names the first place.
     """
     check_image_name(name, inventory)
-    definition = _Checker(locate).mapping((), values, spec)
+    checker = _Checker(locate)
+    definition = checker.mapping((), {**values, **_inherited(values, parent)}, spec)
     definition["image_title"] = definition["image_title"] or name
     definition["image_version"] = definition["image_version"] or time.strftime("%Y%m%d%H%M", time.gmtime())
-    _check_rules(definition, _Checker(locate))
+    _check_rules(definition, checker)
+    _check_parent(definition, parent, checker)
     return definition
+
+
+def _inherited(values: t.Mapping[str, t.Any], parent: t.Mapping[str, t.Any] | None) -> dict[str, t.Any]:
+    """What an image that does not say it takes from its parent."""
+    found = {}
+    for key in _INHERITED if parent else ():
+        value, above = values.get(key), (parent or {})[key]
+        if key == "image_disk":
+            above = {"size": above["size"]}
+        if value is None:
+            found[key] = above
+        elif isinstance(value, dict) and key != "image_os":
+            found[key] = {**above, **{name: given for name, given in value.items() if given is not None}}
+    return found
 
 
 def content(definition: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -85,10 +115,15 @@ def content(definition: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
 
 def digest(definition: t.Mapping[str, t.Any], inputs: t.Mapping[str, t.Any]) -> str:
     """The digest of a build: of the definition's content and of everything else that goes into the image."""
-    made_of = content(definition)
-    if inputs.get("answer_file"):
-        made_of["image_medium"] = {k: v for k, v in made_of["image_medium"].items() if k != "answer_file"}
-    return data_digest({"definition": made_of, "inputs": inputs})
+    return data_digest({"definition": without_names(content(definition), inputs), "inputs": inputs})
+
+
+def without_names(definition: dict[str, t.Any], inputs: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The definition without the name of a file that is among the inputs, by its content."""
+    medium = definition["image_medium"]
+    if inputs.get("answer_file") and medium:
+        return {**definition, "image_medium": {k: v for k, v in medium.items() if k != "answer_file"}}
+    return definition
 
 
 class _Checker:
@@ -118,9 +153,9 @@ class _Checker:
                 return None
         kind = option.get("type", "str")
         if kind == "str":
-            self._text(path, value)
+            self.text(path, value)
         for item in value if isinstance(value, list) and option.get("elements") == "str" else ():
-            self._text(path, item)
+            self.text(path, item)
         leaf = {name: option[name] for name in ("type", "elements", "choices") if name in option}
         checked = ArgumentSpecValidator({path[-1]: leaf}).validate({path[-1]: value})
         for error in checked.errors.errors:
@@ -132,7 +167,8 @@ class _Checker:
         converted = checked.validated_parameters[path[-1]]
         return self.mapping(path, converted, option["options"]) if option.get("options") else converted
 
-    def _text(self, path: tuple[str, ...], value: t.Any) -> None:
+    def text(self, path: tuple[str, ...], value: t.Any) -> None:
+        """Refuse what is no text."""
         # Ansible would turn anything into a text: 12.10 into «12.1», yes into «True», a list into its Python form.
         if isinstance(value, (bool, float)):
             self.refuse(path, f"{value!r} is not a text", "put it in quotes")
@@ -154,7 +190,9 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
         checker.refuse(("image_disk", "size"), str(exc), "give a number with M, G or T, such as 8G")
 
     _check_expiry(definition["image_expires"], checker)
-    _check_medium(definition["image_medium"], checker)
+    if definition["image_medium"]:
+        _check_medium(definition["image_medium"], checker)
+    definition["image_scripts"] = [_script(item, checker) for item in definition["image_scripts"]]
 
     for package in definition["image_packages"]:
         if not _PACKAGE.fullmatch(package):
@@ -173,6 +211,57 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
         checker.refuse(("image_workspace",), "is not an absolute path", "let it begin with / or ~")
     if "\n" in definition["image_title"].strip():
         checker.refuse(("image_title",), "has more than one line", "put the rest into image_description")
+
+
+def _check_parent(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: _Checker) -> None:
+    """Whether an image has either a medium or a parent, and is such as can stand on it."""
+    named = definition["image_parent"]
+    if parent is None:
+        for key in ("image_os", "image_medium"):
+            if not definition[key]:
+                checker.refuse((key,), "is missing", "set it" if key == "image_os" else "set it, or image_parent")
+        return
+    if definition["image_medium"]:
+        mend = "remove one of them (image_medium: null undoes what a group says)"
+        checker.refuse(("image_medium",), "is given, and image_parent too", mend)
+    for key, value in parent["image_os"].items():
+        if definition["image_os"][key] != value:
+            problem = f"is {definition['image_os'][key]}, but that of its parent {named} is {value}"
+            checker.refuse(("image_os", key), problem, "remove image_os, which then is that of the parent")
+    for key in ("image_builder", "image_workspace"):
+        if definition[key] != parent[key]:
+            problem = f"is {definition[key]}, but that of its parent {named} is {parent[key]}"
+            checker.refuse((key,), problem, "set both to the same, for the disk of the parent is needed there")
+    if definition["image_disk"]["size_bytes"] < parent["image_disk"]["size_bytes"]:
+        problem = (
+            f"{definition['image_disk']['size']} is less than its parent {named} has, {parent['image_disk']['size']}"
+        )
+        checker.refuse(("image_disk", "size"), problem, "give the same or more, or remove it")
+
+
+_SCRIPT: Spec = {
+    "file": {"type": "str", "required": True},
+    "arguments": {"type": "list", "elements": "str", "default": []},
+    "environment": {"type": "dict", "default": {}},
+    "timeout": {"type": "int"},
+}
+
+
+def _script(given: t.Any, checker: _Checker) -> str | dict[str, t.Any]:
+    """One of C(image_scripts): a file's name, or a mapping with all its keys."""
+    if not isinstance(given, dict):
+        checker.text(("image_scripts",), given)
+        return str(given)
+    # There is no place in the specification for what may be a text or a mapping.
+    script = checker.mapping(("image_scripts",), given, _SCRIPT)
+    if script["timeout"] is not None and script["timeout"] < 1:
+        checker.refuse(("image_scripts", "timeout"), "is less than 1", "give a number of seconds")
+    for name, value in script["environment"].items():
+        if not _VARIABLE.fullmatch(str(name)):
+            checker.refuse(("image_scripts", "environment"), f"{name!r} cannot be a variable's name", "correct it")
+        checker.text(("image_scripts", "environment", str(name)), value)
+    script["environment"] = {name: str(value) for name, value in script["environment"].items()}
+    return script
 
 
 def _check_expiry(text: str, checker: _Checker) -> None:

@@ -125,6 +125,8 @@ class Descriptor:
     endorser: dict[str, str] | None = None
     source: dict[str, str] | None = None
     packages: str | None = None
+    scores: dict[str, t.Any] | None = None
+    assess: dict[str, t.Any] | None = None
 
     def document(self) -> dict[str, t.Any]:
         """The descriptor as it is written; what is not known is left out."""
@@ -186,11 +188,20 @@ def parse(document: t.Any, where: str, *, mend: str = _MEND) -> Descriptor:
     for key, value in found.document().items():
         if key not in fields and value != document[key]:
             refuse(key, f"contradicts the rest: {document[key]!r} where {value!r} follows from it")
-    for key in ("created", "expires"):
+    assessed = found.assess or {}
+    times = {
+        "created": found.created,
+        "expires": found.expires,
+        "assess.finished": assessed.get("finished"),
+        "assess.override.at": (assessed.get("override") or {}).get("at"),
+    }
+    for key, text in times.items():
         try:
-            parse_time(document.get(key, found.created))
+            parse_time(text or found.created)
         except ValueError:
-            refuse(key, f"is no date: {document[key]!r}")
+            refuse(key, f"is no date: {text!r}")
+    if assessed.get("verdict") == "pass" and "override" in assessed:
+        refuse("assess.override", "is there although the verdict is pass")
     if found.expires and found.expires <= found.created:
         refuse("expires", f"{found.expires} is not later than created, {found.created}")
     return found

@@ -17,6 +17,8 @@ import typing as t
 
 VERSION = 1
 FORMATS = ("qcow2",)
+VERDICTS = ("pass", "fail", "none")
+"""What came out of the stage assess; C(none): it is not known, as the artifact has not been assessed."""
 
 _END = r"(?![\s\S])"
 """The very end, unlike «$», which Python also finds before a last line feed."""
@@ -36,8 +38,10 @@ def _object(required: dict[str, t.Any], **optional: t.Any) -> dict[str, t.Any]:
 
 
 _NUMBER = {"type": "integer", "minimum": 1}
+_SCORE = {"type": "number", "minimum": 0}
 _UUID = _text(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TIME = _text(r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z")
+_NAME = r"[a-z0-9][a-z0-9._-]{0,62}"
 _FILE = _text(r"[A-Za-z0-9][A-Za-z0-9._+~-]*")
 _DIGESTS = {"md5": 32, "sha1": 40, "sha256": 64, "sha512": 128}
 _FORMAT = {"type": "string", "enum": list(FORMATS)}
@@ -53,7 +57,7 @@ SCHEMA: dict[str, t.Any] = {
             "action": {"const": "registration"},
             "identifier": _UUID,
             "version_identifier": _UUID,
-            "image": _text(r"[a-z0-9][a-z0-9._-]{0,62}"),
+            "image": _text(_NAME),
             "version": _text(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}"),
             "title": _text(),
             "description": {"type": "string"},
@@ -93,18 +97,44 @@ SCHEMA: dict[str, t.Any] = {
         attributes={"type": "object", "additionalProperties": {"type": "string"}},
         expires=_TIME,
         endorser=_object({"name": _text()}, email=_text(), organisation=_text(), dn=_text(), ca=_text(), uri=_text()),
-        source=_object({"family": _text(), "sha256": _text("[0-9a-f]{64}")}, source=_text()),
+        source={
+            **_object(
+                {"family": _text()},
+                sha256=_text("[0-9a-f]{64}"),
+                source=_text(),
+                image=_text(_NAME),
+                version=_text(),
+                digest=_text(),
+            ),
+            "anyOf": [{"required": ["sha256"]}, {"required": ["digest"]}],
+        },
         packages=_FILE,
+        scores=_object(
+            {},
+            lynis=_object({"after": _SCORE}, before=_SCORE, version=_text()),
+            openscap=_object({"after": _SCORE}, before=_SCORE, profile=_text()),
+        ),
+        assess=_object(
+            {"verdict": {"type": "string", "enum": list(VERDICTS)}},
+            finished=_TIME,
+            override=_object({"reason": _text(), "by": _text(), "at": _TIME}),
+        ),
     ),
 }
 
 _TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "object": (dict,), "array": (list,)}
-_WORDS = {"string": "text", "object": "a mapping", "array": "a list", "integer": "a whole number"}
+_WORDS = {
+    "string": "text",
+    "object": "a mapping",
+    "array": "a list",
+    "integer": "a whole number",
+    "number": "a number",
+}
 
 
 def _is(value: t.Any, kind: str) -> bool:
-    if kind == "integer":
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if kind in ("integer", "number"):
+        whole = isinstance(value, int) or (isinstance(value, float) and (kind == "number" or value.is_integer()))
         return whole and not isinstance(value, bool)
     return isinstance(value, _TYPES[kind])
 
@@ -124,7 +154,7 @@ def errors(document: t.Any, schema: t.Mapping[str, t.Any] = SCHEMA, at: str = ""
             yield at, "must not be empty"
         elif "pattern" in schema and not re.search(schema["pattern"], document):
             yield at, f"cannot be {document!r}"
-    elif kind == "integer" and document < schema.get("minimum", document):
+    elif kind in ("integer", "number") and document < schema.get("minimum", document):
         yield at, f"must be at least {schema['minimum']}, is {document}"
     elif kind == "array":
         if len(document) < schema.get("minItems", 0):
@@ -142,6 +172,9 @@ def _object_errors(
     for key in schema.get("required", []):
         if key not in document:
             yield f"{prefix}{key}", "is missing"
+    choices = [choice["required"][0] for choice in schema.get("anyOf", [])]
+    if choices and not any(key in document for key in choices):
+        yield f"{prefix}{choices[0]}", "is missing"
     for key, value in document.items():
         inner = known.get(key, schema["additionalProperties"])
         if inner is False:

@@ -287,9 +287,35 @@ def _describe(request: Request, artifacts: t.Sequence[Artifact], digest: str, ol
         attributes={key: str(value) for key, value in (wanted.get("image_attributes") or {}).items()},
         expires=_descriptor.expiry(created, wanted.get("image_expires")),
         endorser=dict(endorser) if endorser else None,
-        source=_medium(request),
+        source=_source(request),
         packages=_packages.FILE if request.packages_file else None,
+        scores=_scores(request),
+        # What was judged is what is still there.
+        assess=old.assess if old else None,
     )
+
+
+def _scores(request: Request) -> dict[str, t.Any] | None:
+    """The hardening scores that the stage harden found, as the descriptor has them; None where there are none."""
+    found = ((request.stages.get("harden") or {}).get("facts") or {}).get("scores") or {}
+    scores: dict[str, t.Any] = {}
+    for name, text in (("lynis", "version"), ("openscap", "profile")):
+        given = found.get(name) or {}
+        row = {key: given[key] for key in ("before", "after") if isinstance(given.get(key), (int, float))}
+        if "after" in row:
+            scores[name] = {**row, text: str(given[text])} if given.get(text) else row
+    return scores or None
+
+
+def _source(request: Request) -> dict[str, str] | None:
+    """What the image was made from: the medium, or the layer of another image."""
+    parent = (request.stages.get("base_vm") or {}).get("parent") or {}
+    if parent:
+        return {
+            "family": "parent",
+            **{key: str(parent[key]) for key in ("image", "version", "digest") if parent.get(key)},
+        }
+    return _medium(request)
 
 
 def _medium(request: Request) -> dict[str, str] | None:

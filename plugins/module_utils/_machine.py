@@ -33,6 +33,7 @@ _FIRMWARE_FOLDERS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"
 LOG = "qemu.log"
 """The name of the file, in the directory of a machine, that holds what QEMU itself says."""
 _MONITOR = "qmp"
+_SLOT = "spare"
 _START_SECONDS = 60.0
 _FORWARDED = re.compile(r"HOST_FORWARD\]\s+\S+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\s")
 _NO_BOOT = (
@@ -60,6 +61,8 @@ class Spec:
     :ivar memory: in MiB.
     :ivar seed: an ISO, which the guest sees as a second disk: not every kernel for clouds has a driver for CD drives.
     :ivar isolated: the guest reaches nothing, neither the builder nor the world; only its SSH server is reached.
+    :ivar mac: the address of its network card, by default QEMU's usual one.
+    :ivar link: the port of an :class:`_outside.Link`, which then is on the same network as the network card.
     :ivar credentials: for the guest's systemd, in SMBIOS strings of type 11 (systemd.system-credentials(7)).
     """
 
@@ -73,6 +76,8 @@ class Spec:
     memory: int = 1024
     seed: Path | None = None
     isolated: bool = False
+    mac: str = ""
+    link: int = 0
     copy_on_read: bool = False
     credentials: t.Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
@@ -154,7 +159,15 @@ def argv(spec: Spec, console: Path, *, flash: Flash | None = None, emulator: str
     # port 0: QEMU finds a free one. No romfile: nothing is to be booted from the network.
     isolated = "on" if spec.isolated else "off"
     words += ["-netdev", f"user,id=net,restrict={isolated},hostfwd=tcp:{LOOPBACK}:0-:22"]
-    words += ["-device", "virtio-net-pci,netdev=net,romfile="]
+    if spec.link:
+        # a hub with three sockets (the card, the way to SSH, the link), and a free slot for one more card
+        words += ["-netdev", f"socket,id=link,connect={LOOPBACK}:{spec.link}"]
+        words += [
+            word for name in ("net", "link") for word in ("-netdev", f"hubport,id=to-{name},hubid=0,netdev={name}")
+        ]
+        words += ["-netdev", "hubport,id=card,hubid=0", "-device", f"pcie-root-port,id={_SLOT},chassis=1"]
+    address = f",mac={spec.mac}" if spec.mac else ""
+    words += ["-device", f"virtio-net-pci,netdev={'card' if spec.link else 'net'},romfile={address}"]
     words += ["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]
     words += ["-chardev", f"file,id=console,path={_value(str(console))}", "-serial", "chardev:console"]
     # it waits for «cont», so that whatever it then does is seen
@@ -320,6 +333,12 @@ class Machine:
                 self.monitor("screendump", filename=str(picture), **options)
                 return picture
         return None
+
+    def plug_card(self, mac: str) -> None:
+        """Give it one more network card, on the same network (a machine with a ``link`` has a slot for one)."""
+        self.monitor("netdev_add", type="hubport", id="late", hubid=0)
+        card = {"driver": "virtio-net-pci", "netdev": "late", "bus": _SLOT, "mac": mac, "romfile": ""}
+        self.monitor("device_add", **card)
 
     def powerdown(self, timeout: float) -> bool:
         """Press the power button; whether the guest has switched itself off within ``timeout`` seconds."""

@@ -20,6 +20,8 @@ SCRIPT = r"""
 section() { printf '@@cloudimg %s\n' "$1"; }
 section login
 PATH=$PATH:/usr/sbin:/sbin
+root=
+sudo -n true 2>/dev/null && root='sudo -n'
 run=/run/cloud-init
 if [ -d $run ]; then
     # looking for its files costs nothing, unlike «cloud-init status --wait» under emulation
@@ -42,14 +44,24 @@ cat /etc/machine-id
 stat -c %Y /etc/machine-id
 section host-keys
 stat -c '%Y %n' /etc/ssh/ssh_host_*_key.pub
+section host-key-content
+cat /etc/ssh/ssh_host_*_key.pub | cut -d ' ' -f 1,2
+section listening
+$root ss -Hltunp
 section boot
 sed -n 's/^btime //p' /proc/stat
 date +%s
 section release
 sed -n 's/^PRETTY_NAME=//p' /etc/os-release
+uname -r
+PACKAGES
 section end
 """
 """For any POSIX shell, and any user. It waits until the boot is over."""
+_PACKAGES = r"""section packages
+command -v dpkg-query >/dev/null && dpkg-query -W -f '${Package} ${Version} ${Architecture} ${db:Status-Status}\n'
+section sources
+cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources"""
 _SETTLE = 180
 _HEX = re.compile(r"[0-9a-f]{32}")
 _SLACK = 5
@@ -64,11 +76,12 @@ class Check:
     ok: bool
     detail: str
     required: bool = True
+    group: str = "boot"
 
 
-def command() -> str:
-    """The command that asks a guest."""
-    return SCRIPT.replace("SETTLE", str(_SETTLE))
+def command(*, packages: bool = False) -> str:
+    """The command that asks a guest; ``packages``: also what is installed, and where it came from."""
+    return SCRIPT.replace("SETTLE", str(_SETTLE)).replace("PACKAGES", _PACKAGES if packages else ":")
 
 
 def parse(said: str) -> dict[str, str]:
@@ -83,20 +96,31 @@ def parse(said: str) -> dict[str, str]:
     return {name: "\n".join(lines).strip() for name, lines in sections.items()}
 
 
-def judge(facts: t.Mapping[str, str], *, size_before: int, allowed_units: t.Sequence[str] = ()) -> list[Check]:
+def judge(
+    facts: t.Mapping[str, str],
+    *,
+    size_before: int,
+    datasource: str = "NoCloud",
+    allowed_units: t.Sequence[str] = (),
+    allowed_ports: t.Sequence[str] = (),
+) -> list[Check]:
     """All the checks that need a look from within.
 
     :param facts: from :func:`parse`.
     :param size_before: bytes of the disk before it was made larger.
+    :param datasource: what cloud-init has to find.
     :param allowed_units: patterns of systemd units that may fail.
+    :param allowed_ports: as C(80/tcp), where anything may listen; C(22/tcp) always.
     """
     began = _numbers(facts.get("boot"))[0]
     return [
         _cloud_init(facts),
+        _datasource(facts, datasource),
         _cloud_init_warnings(facts),
         _root_filesystem(facts, size_before),
         _host_keys(facts, began),
         _machine_id(facts, began),
+        _listening(facts, allowed_ports),
         _units(facts, allowed_units),
     ]
 
@@ -107,6 +131,20 @@ def judge_methods(methods: t.Sequence[str]) -> Check:
     if not open_doors:
         return Check("no_password_login", True, f"SSH offers {', '.join(methods)}")
     return Check("no_password_login", False, f"SSH offers {', '.join(open_doors)}")
+
+
+def summary(facts: t.Mapping[str, str]) -> dict[str, t.Any]:
+    """What is worth keeping of the facts, as plain data."""
+    release = [*facts.get("release", "").splitlines(), "", ""]
+    return {
+        "release": release[0].strip('"'),
+        "kernel": release[1],
+        "machine_id": facts.get("machine-id", "").partition("\n")[0],
+        "host_keys": facts.get("host-key-content", "").splitlines(),
+        "datasource": _json(facts.get("result")).get("datasource"),
+        "root_bytes": _root_size(facts),
+        "failed_units": [line.split()[0] for line in facts.get("failed", "").splitlines() if line.strip()],
+    }
 
 
 def seconds_since_finish(facts: t.Mapping[str, str]) -> float | None:
@@ -149,6 +187,11 @@ def _cloud_init(facts: t.Mapping[str, str]) -> Check:
     return Check("cloud_init", True, f"ended without error, {result.get('datasource') or 'no data source'}")
 
 
+def _datasource(facts: t.Mapping[str, str], wanted: str) -> Check:
+    found = str(_json(facts.get("result")).get("datasource") or "none")
+    return Check("datasource", found.startswith(f"DataSource{wanted}"), f"{found}, {wanted} was there")
+
+
 def _cloud_init_warnings(facts: t.Mapping[str, str]) -> Check:
     # since cloud-init 23.4; it calls such a boot «degraded»
     found = [
@@ -161,9 +204,13 @@ def _cloud_init_warnings(facts: t.Mapping[str, str]) -> Check:
     return Check("cloud_init_warnings", not found, f"degraded: {reasons}" if found else "none", required=False)
 
 
-def _root_filesystem(facts: t.Mapping[str, str], size_before: int) -> Check:
+def _root_size(facts: t.Mapping[str, str]) -> int:
     fields = (facts.get("root", "").splitlines() or [""])[-1].split()
-    size = int(fields[1]) * 1024 if len(fields) > 1 and fields[1].isdigit() else 0
+    return int(fields[1]) * 1024 if len(fields) > 1 and fields[1].isdigit() else 0
+
+
+def _root_filesystem(facts: t.Mapping[str, str], size_before: int) -> Check:
+    size = _root_size(facts)
     # what did not grow cannot be larger than the whole disk was
     detail = f"{size >> 20} MiB, on a disk that had {size_before >> 20} MiB"
     return Check("root_filesystem_grew", size > size_before, detail)
@@ -187,6 +234,51 @@ def _machine_id(facts: t.Mapping[str, str], began: int) -> Check:
     if not began or not made.isdigit() or int(made) < began - _SLACK:
         return Check("fresh_machine_id", False, "it is older than the boot: it comes with the image")
     return Check("fresh_machine_id", True, "made at this boot")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+    """A socket that takes what comes: ``proto`` is C(tcp) or C(udp), ``process`` may not be known."""
+
+    proto: str
+    address: str
+    port: int
+    process: str
+
+    @property
+    def name(self) -> str:
+        """As C(22/tcp)."""
+        return f"{self.port}/{self.proto}"
+
+    @property
+    def local(self) -> bool:
+        """Whether nobody else reaches it: it is on the loopback interface, or a DHCP client's."""
+        address, _sep, interface = self.address.partition("%")
+        return interface == "lo" or address.startswith("127.") or address == "::1" or self.name in ("68/udp", "546/udp")
+
+
+def listeners(facts: t.Mapping[str, str]) -> list[Listener]:
+    """What listens, as C(ss) tells it."""
+    found = []
+    for line in facts.get("listening", "").splitlines():
+        words = line.split()
+        address, _sep, port = words[4].rpartition(":") if len(words) > 4 else ("", "", "")
+        if port.isdigit():
+            # of IPv6: [::]:22, [fe80::1]%eth0:546
+            process = re.search(r'users:\(\("([^"]*)"', line)
+            plain = address.replace("[", "").replace("]", "")
+            found.append(Listener(words[0], plain, int(port), process[1] if process else ""))
+    return found
+
+
+def _listening(facts: t.Mapping[str, str], allowed: t.Sequence[str]) -> Check:
+    found = listeners(facts)
+    others = [one for one in found if not one.local]
+    told = [f"{one.process or 'something'} on {one.address} port {one.name}" for one in others]
+    wrong = [text for one, text in zip(others, told) if one.name not in ("22/tcp", *allowed)]
+    if not others:
+        return Check("listening", False, "what listens cannot be told: not even the SSH server was seen")
+    return Check("listening", not wrong, "; ".join(dict.fromkeys(wrong or told)))
 
 
 def _units(facts: t.Mapping[str, str], allowed: t.Sequence[str]) -> Check:

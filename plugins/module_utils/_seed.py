@@ -38,13 +38,18 @@ def make_seed(
     files = {"user-data": user_data, "meta-data": _json(meta_data)}
     if network_config is not None:
         files["network-config"] = _json(network_config)
+    make_iso(path, LABEL, files)
+
+
+def make_iso(path: Path, label: str, files: t.Mapping[str, str]) -> None:
+    """Write an ISO of text files, by name; see :func:`make_seed`."""
     tree = path.with_name(f"{path.name}.tree")
     try:
         for name, text in files.items():
             _state.write_text(tree / name, text)
             os.utime(tree / name, (_EPOCH, _EPOCH))
         os.utime(tree, (_EPOCH, _EPOCH))
-        options = ["-quiet", "-volid", LABEL, "-joliet", "-rational-rock", "-o", str(path), str(tree)]
+        options = ["-quiet", "-volid", label, "-joliet", "-rational-rock", "-o", str(path), str(tree)]
         _cli.run([*_tool(), *options], timeout=60, env={"SOURCE_DATE_EPOCH": str(_EPOCH), "TZ": "UTC"})
     finally:
         _state.remove(tree)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import re
 import socket
+import subprocess
 import time
 import typing as t
 from pathlib import Path
@@ -82,12 +83,29 @@ def run(
     return _cli.run(access.argv(command, **options), timeout=timeout, check=check, tick=tick)
 
 
-def offered_methods(access: Access, *, timeout: float) -> list[str]:
+def send(access: Access, data: Path, command: str, *, timeout: float) -> _cli.Completed:
+    """Run a command in the guest whose input is a file; raises FactoryError where it does not end with 0."""
+    words = access.argv(command)
+    words[0] = _cli.require("ssh", "openssh-client")
+    began = time.monotonic()
+    try:
+        with data.open("rb") as stream:
+            done = subprocess.run(words, stdin=stream, capture_output=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as exc:
+        raise FactoryError(f"did not end within {timeout:.0f} s", where="ssh") from exc
+    out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+    completed = _cli.Completed(words, done.returncode, out, err, time.monotonic() - began)
+    if done.returncode != 0:
+        raise _cli.ToolError(completed)
+    return completed
+
+
+def offered_methods(access: Access, *, timeout: float, tick: t.Callable[[str], None] | None = None) -> list[str]:
     """The ways of logging in that the guest offers, as C(publickey) and C(password); C(none) when anybody may.
 
     :raises FactoryError: the guest does not tell.
     """
-    done = run(access, "true", timeout=timeout, check=False, PreferredAuthentications="none")
+    done = run(access, "true", timeout=timeout, check=False, tick=tick, PreferredAuthentications="none")
     if done.rc == 0:
         return ["none"]
     found = _DENIED.search(done.stderr)

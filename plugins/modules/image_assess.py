@@ -11,14 +11,15 @@ module: image_assess
 short_description: Boot an exported image as a stranger would, and judge it
 version_added: 0.1.0
 description:
-  - Boots an overlay of the artifact as a new machine, with a larger disk, a NoCloud seed that holds a new SSH key, and no
-    network but for its SSH server; logs in, waits until cloud-init and the boot have ended, and looks around.
-  - The checks are C(boot), C(login), C(cloud_init), C(no_password_login), C(root_filesystem_grew), C(fresh_host_keys),
-    C(fresh_machine_id) and C(no_failed_units); C(cloud_init_warnings) is only a warning. See C(docs/assess.md).
-  - Writes C(assess.json) with the verdict, and C(logs/assess-console.log), what the machine said on its serial console; when
-    it fails, also C(logs/assess-screen.png), a picture of its screen. With a verdict that is not V(pass) the module fails.
-  - The artifact is only read. Machine, overlay and key go at the end. When the module is killed, the machine ends with it, and
-    the next assessment removes the rest.
+  - Boots overlays of the artifact as new machines, all at the same time, with a larger disk, a new SSH key that comes from
+    a NoCloud seed or an OpenNebula context, and a network in which there is nobody but the one who looks. Logs in, waits until
+    cloud-init and the boot have ended, looks around, knocks at the ports from outside, and compares the machines.
+  - The probes of SECANT, by which EGI judges images, are among the checks. C(docs/assess.md) lists them all.
+  - Writes C(assess.json) with the verdict, C(assess.xml) (JUnit), C(secant.xml), and for each boot
+    C(logs/assess-console-<boot>.log), what the machine said on its serial console, and C(logs/assess-screen-<boot>.png), a
+    picture of its screen. With a verdict that is not V(pass) the module fails.
+  - The artifact is only read. Machines, overlays and keys go at the end. When the module is killed, the machines end with it,
+    and the next assessment removes the rest.
 extends_documentation_fragment:
   - cloudimg.factory._attributes
   - cloudimg.factory._attributes.job
@@ -65,29 +66,45 @@ options:
         can be told from the overhead of a file system.
       - More is needed where the image has large partitions besides its root file system.
     type: bytes
-    default: 2G
-  firmware:
-    description: The firmware to boot it by; with both, it is booted twice.
+    default: 10G
+  boots:
+    description:
+      - The ways to boot it, by firmware and by the data source that is there for cloud-init.
+      - With two or more, the machines must differ in what has to be a machine's own.
     type: list
     elements: str
-    choices: [bios, uefi]
-    default: [bios]
+    choices: [bios-nocloud, bios-opennebula, uefi-nocloud, uefi-opennebula]
+    default: [bios-nocloud, uefi-opennebula]
   allowed_units:
     description: Patterns of systemd units that may fail, such as V(kdump.service).
     type: list
     elements: str
     default: []
+  allowed_ports:
+    description: Ports at which the image may answer besides SSH, such as V(80/tcp).
+    type: list
+    elements: str
+    default: []
+  lynis:
+    description: Whether Lynis is run in the first machine; V(auto) does so with KVM, as it takes long in emulation.
+    type: str
+    choices: [auto, "yes", "no"]
+    default: auto
+  updates:
+    description: Whether the packages are held against the index of the image's security suite, which the builder fetches.
+    type: bool
+    default: true
   accelerator:
     description: V(kvm), V(tcg) (emulation), or V(auto), which takes V(kvm) where guests really run with it.
     type: str
     choices: [auto, kvm, tcg]
     default: auto
   cpus:
-    description: Number of processors of the machine.
+    description: Number of processors of each machine; V(0) for those of the builder shared among them, two at most.
     type: int
-    default: 2
+    default: 0
   memory:
-    description: Memory of the machine in MiB.
+    description: Memory of each machine in MiB.
     type: int
     default: 1024
   timeout:
@@ -109,7 +126,7 @@ EXAMPLES = r"""
     artifact: /srv/cloudimg/builds/debian-12/202501311200/debian-12-202501311200.qcow2
     directory: /srv/cloudimg/builds/debian-12/202501311200
     user: debian
-    firmware: [bios, uefi]
+    allowed_ports: [443/tcp]
 """
 
 RETURN = r"""
@@ -128,21 +145,35 @@ assessment:
       type: dict
       returned: always
       sample: {name: debian-12-202501311200.qcow2, format: qcow2}
-    checks:
+    boots:
       description: >-
-        Each check with C(name), C(ok), C(detail), C(firmware), and C(required), which is V(false) for a warning.
+        For each boot its C(name), C(firmware), C(datasource), C(timings) (seconds from the machine's start to the answer of its
+        SSH server (C(ssh)), to the login (C(login)), to the end of cloud-init (C(cloud_init)) and of all checks (C(all))),
+        C(listening) (sockets with C(proto), C(address), C(port), C(process)) and C(facts).
       type: list
       elements: dict
       returned: always
       sample:
-        - {name: login, ok: true, detail: debian with the key of the seed, firmware: bios, required: true}
-    timings:
+        - {name: bios-nocloud, firmware: bios, datasource: NoCloud, timings: {ssh: 51.2, login: 55.0, cloud_init: 66.1}}
+    checks:
       description: >-
-        For each firmware the seconds from the machine's start to the answer of its SSH server (C(ssh)), to the login
-        (C(login)) and to the end of cloud-init (C(cloud_init)).
+        Each check with C(name), C(ok), C(detail), C(boot) (V(all) where it is about all of them), C(group), and C(required),
+        which is V(false) for a warning.
+      type: list
+      elements: dict
+      returned: always
+      sample:
+        - {name: login, ok: true, detail: debian with the key of the NoCloud source, boot: bios-nocloud, required: true}
+    secant:
+      description: The outcome of each of SECANT's probes, with C(id), C(outcome), C(summary) and C(details).
+      type: list
+      elements: dict
+      returned: always
+      sample: [{id: ssh_auth, outcome: OK, summary: SSH offers publickey, details: []}]
+    lynis:
+      description: What Lynis said, with C(index), C(version), C(warnings) and C(suggestions); V(null) where it was not run.
       type: dict
       returned: always
-      sample: {bios: {ssh: 51.2, login: 55.0, cloud_init: 66.1}}
     accelerator:
       description: V(kvm) or V(tcg).
       type: str
@@ -178,7 +209,7 @@ log_path:
   description: What the machine said on its serial console, at its first boot.
   returned: success
   type: str
-  sample: /srv/cloudimg/builds/debian-12/202501311200/logs/assess-console.log
+  sample: /srv/cloudimg/builds/debian-12/202501311200/logs/assess-console-bios-nocloud.log
 elapsed:
   description: Seconds that the module took.
   returned: always
@@ -192,7 +223,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils._assess import FORMATS, Request, assess
-from ansible_collections.cloudimg.factory.plugins.module_utils._machine import FIRMWARE
+from ansible_collections.cloudimg.factory.plugins.module_utils._boots import BOOTS
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
@@ -203,11 +234,19 @@ SPEC: dict[str, t.Any] = {
     "format": {"type": "str", "choices": list(FORMATS), "default": "qcow2"},
     "directory": {"type": "path", "required": True},
     "user": {"type": "str", "required": True},
-    "grow": {"type": "bytes", "default": "2G"},
-    "firmware": {"type": "list", "elements": "str", "choices": list(FIRMWARE), "default": ["bios"]},
+    "grow": {"type": "bytes", "default": "10G"},
+    "boots": {
+        "type": "list",
+        "elements": "str",
+        "choices": list(BOOTS),
+        "default": ["bios-nocloud", "uefi-opennebula"],
+    },
     "allowed_units": {"type": "list", "elements": "str", "default": []},
+    "allowed_ports": {"type": "list", "elements": "str", "default": []},
+    "lynis": {"type": "str", "choices": ["auto", "yes", "no"], "default": "auto"},
+    "updates": {"type": "bool", "default": True},
     "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
-    "cpus": {"type": "int", "default": 2},
+    "cpus": {"type": "int", "default": 0},
     "memory": {"type": "int", "default": 1024},
     "timeout": {"type": "int", "default": 900},
     "_job": JOB_OPTION,
@@ -220,7 +259,7 @@ def work(module: AnsibleModule) -> Result:
     progress = Progress("assess", options.pop("_job"))
     for name in ("artifact", "directory"):
         options[name] = Path(options[name]).absolute()
-    for name in ("firmware", "allowed_units"):
+    for name in ("boots", "allowed_units", "allowed_ports"):
         options[name] = tuple(dict.fromkeys(options[name]))
     return assess(Request(**options), progress, check_mode=module.check_mode)
 

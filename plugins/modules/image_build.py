@@ -46,8 +46,10 @@ options:
     description:
       - V(begun) returns the newest complete build where its digest is O(digest) and its artifacts are intact; otherwise
         it takes up an unfinished build of that digest again; otherwise it begins O(version).
-      - V(recorded) keeps what O(stage) has left; what later stages have left counts no more when that differs.
-      - V(finished) marks the build as complete when it is exported, assessed and published, and gives back the lock.
+      - V(recorded) keeps what O(stage) has left, with the times at which it began and ended; what later stages have left
+        counts no more when that differs. A stage begins where the one before it was recorded, or with V(begun).
+      - V(finished) marks the build as complete when it is exported, assessed and published, and gives back the lock. One
+        that has failed must have been let through.
       - V(failed) notes why the build failed, and gives back the lock.
     type: str
     required: true
@@ -165,10 +167,18 @@ build:
       type: dict
       sample: {}
     stages:
-      description: What each stage has left.
+      description:
+        - What each stage has left, and beside it C(finished), C(began) and C(seconds), the time that it took in the run of
+          the playbook that recorded it. C(cached) is true where all its files were there before.
       returned: success
       type: dict
-      sample: {media: {path: /srv/cloudimg/cache/media/debian-12.iso}}
+      sample:
+        media:
+          path: /srv/cloudimg/cache/media/debian-12.iso
+          began: '2025-01-31T12:00:00Z'
+          finished: '2025-01-31T12:00:01Z'
+          seconds: 0.8
+          cached: true
     failure:
       description: Why the build failed, with C(stage), C(message) and C(time).
       returned: when it has failed

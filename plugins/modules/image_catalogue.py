@@ -14,7 +14,8 @@ description:
   - The local catalogue is a directory, with the files of each version in C(<image>/<version>/) and an C(index.json)
     that keeps all versions and their history.
   - Publishing reads nothing but C(descriptor.json) and the files beside it. Each artifact must be what the descriptor
-    says.
+    says, and C(assess.json) must say V(pass) of one of them.
+  - C(assess.json) and C(report.html) are published along, where there are any.
   - A version must be newer than all that were ever published of its image, in natural order of its numbers. The same
     build may be published again, which changes nothing; another build of the same version may not.
   - Several processes may publish at the same time.
@@ -65,8 +66,11 @@ options:
     default: link
   assess_override:
     description:
-      - Why a build is to be published although the verdict in its C(assess.json) is not C(pass), or it has none.
-      - The reason goes into the history. Without it such a build is refused.
+      - Why a build is to be published although the verdict in its C(assess.json) is not C(pass), or it has none, or one about
+        another artifact. A blank reason is none.
+      - It is not needed where the descriptor says already why (see M(cloudimg.factory.image_verdict)). Without both such a
+        build is refused.
+      - The reason goes into the index, the history, and the descriptor that is published, with who gave it and when.
     type: str
   who:
     description: Who does this, for the history. By default the user who runs the module.
@@ -76,6 +80,7 @@ author:
 seealso:
   - module: cloudimg.factory.image_catalogue_info
   - module: cloudimg.factory.image_export
+  - module: cloudimg.factory.image_verdict
 """
 
 EXAMPLES = r"""

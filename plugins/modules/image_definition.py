@@ -55,6 +55,11 @@ digest:
   returned: success
   type: str
   sample: 0f343b0931126a20f133d67c2b018a3b0f343b0931126a20f133d67c2b018a3b
+generation:
+  description: How many parents the image has, one above the other; 0 for one that is installed from a medium.
+  returned: success
+  type: int
+  sample: 0
 inputs:
   description: What goes into the image beside the definition.
   returned: success
@@ -76,11 +81,22 @@ inputs:
       type: dict
       sample: {acme.worker: 0f343b0931126a20f133d67c2b018a3b0f343b0931126a20f133d67c2b018a3b}
     scripts:
-      description: Name and digest of each file in C(image_scripts).
+      description: Name and digest of each file in C(image_scripts), with its arguments and environment if it has any.
       returned: when there are any
       type: list
       elements: dict
       sample: [{name: setup.sh, sha256: 0f343b0931126a20f133d67c2b018a3b0f343b0931126a20f133d67c2b018a3b}]
+    files:
+      description: Name and digest of each C(src) in C(applications_files).
+      returned: when there are any
+      type: list
+      elements: dict
+      sample: [{name: worker.conf, sha256: 0f343b0931126a20f133d67c2b018a3b0f343b0931126a20f133d67c2b018a3b}]
+    parent:
+      description: The name of the parent, with the digest of all that makes the disk on which its children stand.
+      returned: with C(image_parent)
+      type: dict
+      sample: {debian-12: 0f343b0931126a20f133d67c2b018a3b0f343b0931126a20f133d67c2b018a3b}
     answer_file:
       description: Digest of C(image_medium.answer_file).
       returned: when there is one

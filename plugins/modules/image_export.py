@@ -15,6 +15,7 @@ description:
     compared with its source and hashed in one read before it gets its name.
   - Then writes C(packages.json) and C(descriptor.json), all that publishing reads, beside the artifacts.
   - The same source and options give the same bytes.
+  - What the stage assess has written into the descriptor stays there, unless artifacts are made again.
 extends_documentation_fragment:
   - cloudimg.factory._attributes
   - cloudimg.factory._attributes.job
@@ -79,7 +80,9 @@ options:
     description: The digest of the definition, for the descriptor's provenance.
     type: str
   stages:
-    description: The records of the stages before; their digests go into the descriptor's provenance.
+    description:
+      - The records of the stages before; their digests go into the descriptor's provenance, C(facts.scores) of C(harden) into
+        its C(scores), and the medium or C(parent) of C(base_vm) into its C(source).
     type: dict
     default: {}
   packages_file:

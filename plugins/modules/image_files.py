@@ -42,10 +42,22 @@ options:
         description: Whether it is carried out only when O(enabled) names it.
         type: bool
         default: false
+      instead:
+        description: What does this, if not the operation itself. Then it can neither be switched on nor off.
+        type: str
+        default: ""
+      accounts:
+        description:
+          - Accounts to remove, with their groups, home directories, mail, cron tables and files in C(/etc/sudoers.d).
+          - V(*) stands for all accounts of people (by user id, 1000 to 59999), V(!name) for an exception.
+        type: list
+        elements: str
+        default: []
       remove:
         description:
           - Patterns of files and directories to remove.
-          - In patterns C(**) stands for directories at any depth, and C(*) also for what begins with a dot.
+          - In patterns C(**) stands for directories at any depth, and C(*) also for what begins with a dot. C(~/) at the
+            beginning stands for each home directory, wherever it is.
         type: list
         elements: str
         default: []
@@ -59,6 +71,22 @@ options:
         type: list
         elements: str
         default: []
+      edit:
+        description: Patterns of files, each with a list of regular expressions of lines in them to remove.
+        type: dict
+        default: {}
+      wipe:
+        description: Patterns of swap files to overwrite with zeros. They stay ready for use.
+        type: list
+        elements: str
+        default: []
+      by_uuid:
+        description:
+          - Patterns of files such as C(/etc/fstab). In them devices of the machine that the image was made on (by id, by
+            path, C(sda1)) are called by UUID from then on; removable media and swap on such devices are left out.
+        type: list
+        elements: str
+        default: []
       write:
         description: Files to write, by name with their content, mode 0644 unless they have another one already.
         type: dict
@@ -67,6 +95,15 @@ options:
         description: Symbolic links to make, by name with where they lead, where their directory exists.
         type: dict
         default: {}
+      modes:
+        description: Patterns of files and directories, each with its permissions in octal digits, such as V("0600").
+        type: dict
+        default: {}
+      keep:
+        description: Patterns of what the operation leaves alone all the same.
+        type: list
+        elements: str
+        default: []
   disabled:
     description: Names of operations to leave out.
     type: list
@@ -85,9 +122,20 @@ EXAMPLES = r"""
 - name: Forget the host keys
   cloudimg.factory.image_files:
     operations:
-      - name: ssh_host_keys
+      - name: ssh_hostkeys
         description: each machine makes its own
         remove: [/etc/ssh/ssh_host_*]
+
+- name: Forget what was typed, and the proxy of the build
+  cloudimg.factory.image_files:
+    operations:
+      - name: histories
+        description: in all home directories
+        remove: [~/.*_history]
+      - name: proxy
+        description: settings of the network that the image was made in
+        edit:
+          /etc/apt/apt.conf.d/*: ['(?i)^\s*Acquire::https?::Proxy\b']
 """
 
 RETURN = r"""
@@ -101,7 +149,7 @@ operations:
       description: Its name.
       returned: success
       type: str
-      sample: ssh_host_keys
+      sample: ssh_hostkeys
     changed:
       description: How many files and directories it changed.
       returned: success
@@ -118,7 +166,7 @@ actions:
   returned: always
   type: list
   elements: str
-  sample: ['ssh_host_keys: 6']
+  sample: ["ssh_hostkeys: 6"]
 elapsed:
   description: Seconds that the module took.
   returned: always
@@ -135,6 +183,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._module import Re
 
 _SHOWN = 20
 _PATTERNS: dict[str, t.Any] = {"type": "list", "elements": "str", "default": []}
+_BY_NAME: dict[str, t.Any] = {"type": "dict", "default": {}}
 SPEC: dict[str, t.Any] = {
     "operations": {
         "type": "list",
@@ -144,11 +193,18 @@ SPEC: dict[str, t.Any] = {
             "name": {"type": "str", "required": True},
             "description": {"type": "str", "required": True},
             "optional": {"type": "bool", "default": False},
+            "instead": {"type": "str", "default": ""},
+            "accounts": _PATTERNS,
             "remove": _PATTERNS,
             "empty": _PATTERNS,
             "truncate": _PATTERNS,
-            "write": {"type": "dict", "default": {}},
-            "links": {"type": "dict", "default": {}},
+            "edit": _BY_NAME,
+            "wipe": _PATTERNS,
+            "by_uuid": _PATTERNS,
+            "write": _BY_NAME,
+            "links": _BY_NAME,
+            "modes": _BY_NAME,
+            "keep": _PATTERNS,
         },
     },
     "disabled": _PATTERNS,

@@ -180,6 +180,34 @@ def test_scripts_count_by_content(site: Site) -> None:
     assert moved["digest"] == first["digest"]
 
 
+def test_scripts_count_with_their_arguments(site: Site) -> None:
+    script = site.folder / "setup.sh"
+    script.write_text("true\n", encoding="utf-8")
+    site.host_vars(image_scripts=[{"file": "setup.sh"}])
+    plain = site.checked()
+    assert plain["definition"]["image_scripts"] == [
+        {"file": str(script), "arguments": [], "environment": {}, "timeout": None}
+    ]
+    site.host_vars(image_scripts=[{"file": "setup.sh", "timeout": 5}])
+    assert site.checked()["digest"] == plain["digest"]
+    site.host_vars(image_scripts=[{"file": "setup.sh", "arguments": ["-x"]}])
+    found = site.checked()
+    assert found["digest"] != plain["digest"]
+    assert found["inputs"]["scripts"][0]["arguments"] == ["-x"]
+
+
+def test_files_of_applications_count_by_content_and_mirrors_not_at_all(site: Site) -> None:
+    path = site.host_vars(applications_files=[{"dest": "/etc/motd", "src": "motd"}])
+    assert site.message().startswith(f"{path}:8: applications_files: there is no file 'motd' in {site.inventory}, ")
+    motd = site.inventory / "motd"
+    motd.write_text("one\n", encoding="utf-8")
+    first = site.checked()
+    assert first["inputs"]["files"][0]["name"] == "motd"
+    assert site.checked("-e applications_proxy=http://me:word@proxy")["digest"] == first["digest"]
+    motd.write_text("two\n", encoding="utf-8")
+    assert site.checked()["digest"] != first["digest"]
+
+
 def test_roles_count_by_content(site: Site) -> None:
     path = site.host_vars(image_roles=["worker", "cloudimg.factory.definition"])
     assert site.message() == (
@@ -215,6 +243,10 @@ def test_example_inventory_is_good(tmp_path: Path, checkout: Path) -> None:
         for event in run.events
         if event["event"] == "runner_on_ok"
     }
-    assert set(found) == {"debian-12", "debian-13"}
+    assert set(found) == {"debian-12", "debian-12-worker", "debian-13"}
     assert found["debian-12"]["definition"]["image_medium"]["suite"] == "bookworm"
     assert found["debian-13"]["digest"] != found["debian-12"]["digest"]
+    worker = found["debian-12-worker"]
+    assert (found["debian-12"]["generation"], worker["generation"]) == (0, 1)
+    assert worker["definition"]["image_os"] == found["debian-12"]["definition"]["image_os"]
+    assert list(worker["inputs"]["parent"]) == ["debian-12"]

@@ -55,7 +55,11 @@ def test_a_whole_build(full_build):
 
     packages = json.loads((directory / "packages.json").read_text(encoding="utf-8"))
     assert {"cloud-init", "linux-image-cloud-amd64"} <= {package["name"] for package in packages["packages"]}
-    assert json.loads((directory / "assess.json").read_text(encoding="utf-8"))["verdict"] == "pass"
+    assessment = json.loads((directory / "assess.json").read_text(encoding="utf-8"))
+    assert assessment["verdict"] == "pass"
+    assert [boot["name"] for boot in assessment["boots"]] == ["bios-nocloud", "uefi-opennebula"]
+    for name in ("assess.xml", "secant.xml", "report.html"):
+        assert (directory / name).stat().st_size > 0, name
     catalogue = json.loads((factory.workspace / "catalogue/index.json").read_text(encoding="utf-8"))
     (published,) = catalogue["images"]["debian-12"]["versions"]
     assert (published["version"], published["state"]) == ("1.0", "published")
@@ -95,7 +99,7 @@ def test_one_package_more_makes_no_new_installation(full_build):
     directory, after = factory.build("debian-12")
     assert after["version"] == "1.1"
     old, new = layers_of(before), layers_of(after)
-    assert [name for name in old if old[name] != new[name]] == ["applications", "sanitize"]
+    assert [name for name in old if old[name] != new[name]] == ["applications", "harden", "sanitize"]
     packages = json.loads((directory / "packages.json").read_text(encoding="utf-8"))["packages"]
     assert "htop" in {package["name"] for package in packages}
     catalogue = json.loads((factory.workspace / "catalogue/index.json").read_text(encoding="utf-8"))

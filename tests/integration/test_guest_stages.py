@@ -104,6 +104,7 @@ class Site:
             "image_roles": [],
             "image_scripts": [],
             "image_keep_on_failure": False,
+            "harden_profile": "none",
             "base": str(self.base),
             "first": self.first,
             "stages": self.stages,
@@ -363,7 +364,7 @@ def test_a_role_that_leaves_a_service_running(short):
 def test_a_key_that_a_role_leaves(short):
     tasks = "- ansible.builtin.file: {path: /root/.ssh, state: directory, mode: '0700'}\n"
     tasks += "- ansible.builtin.copy: {dest: /root/.ssh/authorized_keys, content: key}\n"
-    both = ("applications", "sanitize")
+    both = ("applications", "harden", "sanitize")
     played = short.play(
         stages=both,
         image_roles=[role(short, tasks)],
@@ -374,14 +375,14 @@ def test_a_key_that_a_role_leaves(short):
     assert played.rc != 0
     assert "holds what must not be in an image: /home/x/.ssh/authorized_keys" in played.output
     assert list(short.workspace.layers.glob("sanitize-*")) == []
-    kept = short.play(stages=both, image_roles=["worker"], sanitize_disabled=["authorized_keys"])
+    kept = short.play(stages=both, image_roles=["worker"], sanitize_disabled=["ssh_userdir"])
     assert kept.rc == 0, kept.output[-2000:]
 
 
 def test_an_operation_that_is_not_known(short):
-    played = short.play(stages=("applications", "sanitize"), sanitize_disabled=["logz"])
+    played = short.play(stages=("applications", "harden", "sanitize"), sanitize_disabled=["logz"])
     assert played.rc != 0
-    assert "disabled: there is no operation 'logz'; use one of: " in played.output
+    assert "disabled: there is no operation 'logz'; did you mean logfiles?" in played.output
 
 
 def test_a_failed_layer_can_be_kept_for_a_look(short):
@@ -414,14 +415,14 @@ def test_ansible_playbook_killed_in_the_middle_then_started_again(short):
 def test_a_stage_without_the_one_before(short):
     played = short.play(stages=("sanitize",))
     assert played.rc != 0
-    assert "build.json: stages: applications is missing; run the stages up to applications first" in played.output
+    assert "build.json: stages: harden is missing; run the stages up to harden first" in played.output
 
 
 @pytest.mark.slow
 def test_a_booted_guest(full_build, tmp_path):
     factory, _played = full_build
     base = Path(factory.build("debian-12")[1]["stages"]["cloud_init"]["path"])
-    site = Site(tmp_path, base, "cloud_init", ("applications", "sanitize"), {"applications_upgrade": False})
+    site = Site(tmp_path, base, "cloud_init", ("applications", "harden", "sanitize"), {"applications_upgrade": False})
     tasks = """
 - ansible.builtin.systemd_service: {name: systemd-timesyncd.service, state: restarted}
 - ansible.builtin.copy: {dest: /etc/worker, content: "{{ ansible_facts.service_mgr }}"}

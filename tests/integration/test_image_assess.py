@@ -12,12 +12,13 @@ import os
 import signal
 import subprocess
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 from tiny_installer import make_installer
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _assess, _machine
+from ansible_collections.cloudimg.factory.plugins.module_utils import _assess, _machine, _secant
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import file_digests
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
@@ -48,11 +49,14 @@ def request_for(tmp_path):
             directory=tmp_path / "build, with a name",
             user="debian",
             grow=64 * MIB,
-            firmware=("bios",),
+            boots=("bios-nocloud",),
             accelerator="tcg",
             cpus=1,
             memory=64,
             allowed_units=(),
+            allowed_ports=(),
+            lynis="no",
+            updates=False,
             timeout=120,
         )
         return dataclasses.replace(request, **changes)
@@ -80,6 +84,14 @@ def names(folder: Path) -> list[str]:
     )
 
 
+def logs(*boots: str) -> list[str]:
+    """The logs and screens of boots, as :func:`names` gives them."""
+    kinds = ("console", "screen")
+    return sorted(
+        f"logs/assess-{kind}-{boot}.{'log' if kind == 'console' else 'png'}" for kind in kinds for boot in boots
+    )
+
+
 def fail(request: _assess.Request) -> tuple[str, dict]:
     """Assess what cannot pass; the line that tells why, and assess.json."""
     before = (file_digests(request.artifact), request.artifact.stat().st_mtime_ns)
@@ -102,9 +114,22 @@ def test_a_disk_without_a_boot_loader_fails_at_once(request_for):
     line, report = fail(request)
     assert "failed: boot: it does not boot: No bootable device; see" in line
     assert time.monotonic() - began < 60
-    assert [check["name"] for check in report["checks"]] == ["boot"]
-    assert names(request.directory) == ["assess.json", "logs/assess-console.log", "logs/assess-screen.png"]
-    assert (request.directory / "logs/assess-screen.png").read_bytes().startswith(b"\x89PNG")
+    assert line.count("failed") == 1 and "internal" not in line.lower()
+    assert [check["name"] for check in report["checks"] if check["boot"] == "bios-nocloud"] == ["boot"]
+    assert {check["name"]: check["ok"] for check in report["checks"] if check["boot"] == "all"} == {
+        **dict.fromkeys(_secant.PROBES, False),
+        "lynis_test": True,
+        "pakiti_test": True,
+    }
+    assert names(request.directory) == [
+        "assess.json",
+        "assess.xml",
+        *logs("bios-nocloud"),
+        "secant.xml",
+    ]
+    assert (request.directory / "logs/assess-screen-bios-nocloud.png").read_bytes().startswith(b"\x89PNG")
+    assert ET.parse(request.directory / "secant.xml").findtext("OUTCOME") == "INTERNAL_FAILURE"
+    assert ET.parse(request.directory / "assess.xml").getroot().get("failures") == "5"
     again = _assess.assess(request, Progress("assess"), check_mode=True)
     assert again.actions == ["assess: it did not pass"]
 
@@ -113,7 +138,9 @@ def test_a_system_that_never_offers_ssh_fails_when_the_time_is_up(request_for):
     request = request_for("Starting all there is", timeout=40)
     line, _report = fail(request)
     assert "boot: no SSH server answered within 40 s; the console's last line: " in line
-    assert "Starting all there is" in (request.directory / "logs/assess-console.log").read_text(encoding="utf-8")
+    assert "Starting all there is" in (request.directory / "logs/assess-console-bios-nocloud.log").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_system_that_switches_itself_off(request_for):
@@ -126,31 +153,59 @@ def test_a_kernel_panic_ends_the_wait(request_for):
     assert "boot: it does not boot: [1.0] Kernel panic - not syncing: no init; see" in line
 
 
-def test_uefi_has_a_console_of_its_own(request_for):
-    request = request_for(None, firmware=("uefi",), memory=256)
+def test_two_boots_at_the_same_time_have_consoles_and_screens_of_their_own(request_for):
+    request = request_for(None, boots=("bios-nocloud", "uefi-opennebula"), memory=256)
     line, report = fail(request)
-    assert "boot: it does not boot: UEFI Interactive Shell" in line
-    assert report["checks"][0]["firmware"] == "uefi"
-    assert "BdsDxe" in (request.directory / "logs/assess-console-uefi.log").read_text(errors="replace")
-    assert names(request.directory)[0] == "assess.json"
-    assert not [name for name in names(request.directory) if "partial" in name]
+    assert "boot (bios-nocloud): it does not boot: No bootable device; boot (uefi-opennebula): it does not boot" in line
+    assert [boot["name"] for boot in report["boots"]] == ["bios-nocloud", "uefi-opennebula"]
+    assert [boot["datasource"] for boot in report["boots"]] == ["NoCloud", "OpenNebula"]
+    assert "BdsDxe" in (request.directory / "logs/assess-console-uefi-opennebula.log").read_text(errors="replace")
+    assert names(request.directory) == [
+        *("assess.json", "assess.xml"),
+        *logs("bios-nocloud", "uefi-opennebula"),
+        "secant.xml",
+    ]
+
+
+def test_no_uefi_on_the_builder_is_told_before_anything_boots(request_for, monkeypatch):
+    request = request_for("Waiting", boots=("bios-nocloud", "uefi-opennebula"))
+
+    def none() -> None:
+        raise FactoryError("no UEFI firmware is installed on the builder", where="QEMU")
+
+    monkeypatch.setattr(_machine, "uefi_flash", none)
+    with pytest.raises(FactoryError, match="QEMU: no UEFI firmware is installed on the builder"):
+        _assess.assess(request, Progress("assess"))
+    assert not list(request.directory.rglob("*console*"))
+    assert machines(request.image) == []
+
+
+def test_one_of_two_boots_that_fails_does_not_end_the_other(request_for):
+    request = request_for("Waiting", boots=("bios-nocloud", "bios-opennebula"), timeout=30)
+    line, report = fail(request)
+    assert line.count("no SSH server answered within") >= 1
+    due = {(check["boot"], check["name"]) for check in report["checks"] if check["group"] == "boot" and not check["ok"]}
+    assert due == {("bios-nocloud", "boot"), ("bios-opennebula", "boot")}
+    assert {check["name"] for check in report["checks"] if check["group"] == "clones" and not check["ok"]} == {
+        *("different_machine_ids", "different_dhcp_client_ids", "different_host_keys")
+    }
 
 
 def test_nobody_wants_it_any_more(request_for):
-    request = request_for("Waiting")
+    request = request_for("Waiting", boots=("bios-nocloud", "uefi-nocloud"), memory=256)
     with subprocess.Popen(["sleep", "5"]) as owner:
         job = {"owner": Owner.of(owner.pid).dump()}
         with pytest.raises(Cancelled, match="has gone"):
             _assess.assess(request, Progress("assess", job))
     assert machines(request.image) == []
-    assert names(request.directory) == ["logs/assess-console.log"]
+    assert names(request.directory) == ["logs/assess-console-bios-nocloud.log", "logs/assess-console-uefi-nocloud.log"]
 
 
 def test_killed_in_the_middle_and_started_again(request_for):
     request = request_for("Waiting", timeout=300)
     process = multiprocessing.get_context("fork").Process(target=_assess.assess, args=(request, Progress("assess")))
     process.start()
-    console = request.directory / "logs/assess-console.log"
+    console = request.directory / "logs/assess-console-bios-nocloud.log"
     deadline = time.monotonic() + 120
     while not (console.exists() and b"Waiting" in console.read_bytes()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -168,7 +223,7 @@ def test_killed_in_the_middle_and_started_again(request_for):
 
 def test_qemu_killed_in_the_middle(request_for):
     request = request_for("Waiting", timeout=60)
-    console = request.directory / "logs/assess-console.log"
+    console = request.directory / "logs/assess-console-bios-nocloud.log"
     killed: list[int] = []
 
     class Killer(Progress):
@@ -217,13 +272,16 @@ def test_the_artifact_of_the_whole_build_passes(built_image, tmp_path):
         format="qcow2",
         directory=tmp_path,
         user="debian",
-        grow=2048 * MIB,
-        firmware=("bios", "uefi"),
+        grow=10 * 1024 * MIB,
+        boots=("bios-nocloud", "uefi-opennebula"),
         accelerator="auto",
-        cpus=2,
+        cpus=0,
         memory=1024,
         allowed_units=(),
-        timeout=900,
+        allowed_ports=(),
+        lynis="no",
+        updates=True,
+        timeout=1800,
     )
     before = (file_digests(built_image, ["sha256"]), built_image.stat().st_mtime_ns)
     progress = Progress("assess")
@@ -233,9 +291,30 @@ def test_the_artifact_of_the_whole_build_passes(built_image, tmp_path):
     report = result.extra["assessment"]
     assert report["verdict"] == "pass"
     assert [check for check in report["checks"] if not check["ok"]] == []
-    for timings in report["timings"].values():
-        assert 0 < timings["ssh"] <= timings["login"]
+    nocloud, opennebula = report["boots"]
+    for boot in (nocloud, opennebula):
+        timings = boot["timings"]
+        assert 0 < timings["ssh"] <= timings["login"] <= timings["all"]
         assert timings["cloud_init"] > timings["login"] - 120
-    assert names(tmp_path) == ["assess.json", "logs/assess-console-uefi.log", "logs/assess-console.log"]
+        assert boot["facts"]["open_ports"] == ["22/tcp"]
+        assert boot["facts"]["datasource"].startswith(f"DataSource{boot['datasource']}")
+        assert {"proto": "tcp", "address": "0.0.0.0", "port": 22, "process": "sshd"} in boot["listening"]
+    for name in ("machine_id", "dhcp_client_id"):
+        assert nocloud["facts"][name] != opennebula["facts"][name]
+    assert not set(nocloud["facts"]["host_keys"]) & set(opennebula["facts"]["host_keys"])
+    secant = ET.parse(tmp_path / "secant.xml")
+    assert secant.findtext("OUTCOME") == "OK"
+    outcomes = {check.findtext("TEST_ID"): check.findtext("OUTCOME") for check in secant.iterfind("LOG/CHECK")}
+    assert {name: outcomes[name] for name in ("OPEN_PORTS", "NTP_AMP", "SSH_AUTH")} == {
+        **{"OPEN_PORTS": "OK", "NTP_AMP": "OK", "SSH_AUTH": "OK"}
+    }
+    assert outcomes["SSH_PASSWD"] == outcomes["LYNIS_TEST"] == "SKIPPED"
+    assert outcomes["PAKITI_TEST"] in ("OK", "SKIPPED")  # without a mirror in reach, it cannot tell
+    assert ET.parse(tmp_path / "assess.xml").getroot().get("failures") == "0"
+    assert names(tmp_path) == [
+        *("assess.json", "assess.xml"),
+        *logs("bios-nocloud", "uefi-opennebula"),
+        "secant.xml",
+    ]
     assert machines(request.image) == []
     assert not _assess.assess(request, progress).changed

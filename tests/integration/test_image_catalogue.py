@@ -26,6 +26,8 @@ DEFINITION = {
     "image_os": {"distribution": "debian", "version": "12", "arch": "x86_64"},
     "image_medium": {"family": "fai", "suite": "bookworm"},
 }
+UNMADE = {"artifacts": [{"checksums": {"sha256": ""}}]}
+"""What check mode exports."""
 EXPORT = [
     {
         "name": "Export a layer as the stages before would have left it",
@@ -51,11 +53,15 @@ EXPORT = [
             {
                 "name": "Judge it",
                 "ansible.builtin.copy": {
-                    "content": '{"verdict": "pass"}',
+                    "content": "{{ {'verdict': 'pass', 'artifact': {'sha256': made.checksums.sha256}} | to_json }}",
                     "dest": "{{ cloudimg_build.dir }}/assess.json",
                     "mode": "0644",
                 },
                 "delegate_to": "localhost",
+                "vars": {
+                    "made": "{{ (cloudimg_build.stages.get('export') or unmade).artifacts | first }}",
+                    "unmade": UNMADE,
+                },
             },
             {"ansible.builtin.include_role": {"name": "cloudimg.factory.publish"}},
             {"ansible.builtin.debug": {"var": "cloudimg_build"}},
@@ -135,7 +141,7 @@ def test_build_was_exported_and_published(site: Site) -> None:
     assert artifact["checksums"] == file_digests(folder / "tiny-1.qcow2")
     assert artifact["virtual_size"] == 16 << 20
     assert build["stages"]["export"]["descriptor"] == str(folder / "descriptor.json")
-    assert build["stages"]["publish"] == {"catalogues": ["local"]}
+    assert build["stages"]["publish"]["catalogues"] == ["local"]
     assert site.entry()["versions"][0]["state"] == "published"
     assert site.entry()["history"][0]["who"] == "alice"
     published = site.workspace / "catalogue" / site.entry()["versions"][0]["artifacts"][0]["path"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
+import typing as t
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _assess, _probe, _ssh
+from ansible_collections.cloudimg.factory.plugins.module_utils import _assess, _boots, _probe, _ssh
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, file_digests
-from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 GIB = 1 << 30
@@ -38,8 +39,19 @@ FACTS = {
     "root": "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/vda3 4053832 570000 3200000 16% /",
     "machine-id": f"b81da4c361c948c2b49250dd3a6c86ac\n{BOOT + 3}",
     "host-keys": f"{BOOT + 30} /etc/ssh/ssh_host_ed25519_key.pub\n{BOOT + 31} /etc/ssh/ssh_host_rsa_key.pub",
+    "host-key-content": "ssh-ed25519 AAAAone\nssh-rsa AAAAtwo",
+    "listening": "\n".join(
+        [
+            'udp UNCONN 0 0 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=281,fd=13))',
+            'udp UNCONN 0 0 10.0.2.15%enp0s5:68 0.0.0.0:* users:(("systemd-network",pid=342,fd=18))',
+            "udp UNCONN 0 0 [fe80::5054:ff:fe00:1]%enp0s5:546 [::]:*",
+            'tcp LISTEN 0 128 0.0.0.0:22 0.0.0.0:* users:(("sshd",pid=435,fd=3))',
+            'tcp LISTEN 0 128 [::]:22 [::]:* users:(("sshd",pid=435,fd=4))',
+            'tcp LISTEN 0 128 [::1]:25 [::]:* users:(("master",pid=500,fd=4))',
+        ]
+    ),
     "boot": f"{BOOT}\n{BOOT + 60}",
-    "release": '"Debian GNU/Linux 12 (bookworm)"',
+    "release": '"Debian GNU/Linux 12 (bookworm)"\n6.1.0-30-cloud-amd64',
     "end": "",
 }
 
@@ -86,6 +98,22 @@ BAD = {
         {"machine-id": f"b81da4c361c948c2b49250dd3a6c86ac\n{BOOT - 86400}"},
         "it is older than the boot: it comes with the image",
     ),
+    "a service that listens to all": (
+        "listening",
+        {"listening": FACTS["listening"] + '\ntcp LISTEN 0 5 *:111 *:* users:(("rpcbind",pid=9,fd=4))'},
+        "rpcbind on * port 111/tcp",
+    ),
+    "a name service for the neighbours": (
+        "listening",
+        {"listening": FACTS["listening"] + "\nudp UNCONN 0 0 0.0.0.0:5355 0.0.0.0:*"},
+        "something on 0.0.0.0 port 5355/udp",
+    ),
+    "no tool tells what listens": ("listening", {"listening": ""}, "not even the SSH server was seen"),
+    "another data source": (
+        "datasource",
+        {"result": json.dumps({"v1": {"datasource": "DataSourceNone", "errors": []}})},
+        "DataSourceNone, NoCloud was there",
+    ),
     "no machine id": ("fresh_machine_id", {"machine-id": f"uninitialized\n{BOOT}"}, "it is 'uninitialized'"),
     "a failed unit": (
         "no_failed_units",
@@ -113,6 +141,28 @@ def test_a_degraded_boot_of_cloud_init_is_a_warning_with_its_reasons():
     warning = checks["cloud_init_warnings"]
     assert (warning.ok, warning.required) == (False, False)
     assert warning.detail == "degraded: WARNING: Invalid cloud-config provided: user-data"
+
+
+def test_ports_that_may_be_open():
+    facts = {**FACTS, "listening": FACTS["listening"] + '\ntcp LISTEN 0 5 *:80 *:* users:(("nginx",pid=9,fd=4))'}
+    checks = {check.name: check for check in _probe.judge(facts, size_before=1, allowed_ports=["80/tcp"])}
+    assert checks["listening"].ok
+    assert "nginx on * port 80/tcp" in checks["listening"].detail
+    assert not judge(listening=facts["listening"])["listening"].ok
+
+
+def test_the_data_source_that_was_there_is_the_one_that_counts():
+    checks = {check.name: check for check in _probe.judge(FACTS, size_before=1, datasource="OpenNebula")}
+    assert not checks["datasource"].ok
+
+
+def test_what_is_kept_of_the_facts():
+    kept = _probe.summary(FACTS)
+    assert kept["machine_id"] == "b81da4c361c948c2b49250dd3a6c86ac"
+    assert kept["host_keys"] == ["ssh-ed25519 AAAAone", "ssh-rsa AAAAtwo"]
+    assert (kept["release"], kept["kernel"]) == ("Debian GNU/Linux 12 (bookworm)", "6.1.0-30-cloud-amd64")
+    assert kept["root_bytes"] == 4053832 * 1024
+    assert _probe.summary({})["root_bytes"] == 0
 
 
 def test_units_that_may_fail():
@@ -143,8 +193,10 @@ def test_when_cloud_init_ended():
 
 
 def test_the_script_is_for_any_shell_and_its_answer_is_understood():
-    done = subprocess.run(["sh", "-n", "-c", _probe.command()], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    for command in (_probe.command(), _probe.command(packages=True)):
+        done = subprocess.run(["sh", "-n", "-c", command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "section packages\n" in command
     said = "".join(f"{_probe.MARK}{name}\n{text}\n" for name, text in FACTS.items())
     assert _probe.parse(f"a message of the day\n{said}") == FACTS
     for name in FACTS:
@@ -195,11 +247,14 @@ def request_(tmp_path):
         directory=tmp_path,
         user="debian",
         grow=2 * GIB,
-        firmware=("bios",),
+        boots=("bios-nocloud",),
         accelerator="tcg",
         cpus=2,
         memory=1024,
         allowed_units=(),
+        allowed_ports=(),
+        lynis="no",
+        updates=False,
         timeout=900,
     )
 
@@ -258,3 +313,71 @@ def test_no_artifact_is_one_clear_line(request_):
     request_.artifact.unlink()
     with pytest.raises(FactoryError, match=r"tiny-1\.qcow2: No such file or directory; check that path"):
         _assess.assess(request_, Progress("assess"))
+
+
+def clone(**changes: t.Any) -> _boots.Boot:
+    """A boot of a good guest."""
+    return dataclasses.replace(
+        _boots.Boot("bios-nocloud", facts=dict(FACTS), client_id=b"\xff\0\0\0\1\0\2one"), **changes
+    )
+
+
+OTHER = clone(
+    facts={
+        **FACTS,
+        "machine-id": f"{'c' * 32}\n{BOOT}",
+        "host-key-content": "ssh-ed25519 AAAAthree\nssh-rsa AAAAfour",
+    },
+    client_id=b"\xff\0\0\0\2\0\2two",
+)
+
+
+def test_clones_that_differ_in_all():
+    checks = _boots.compare([clone(), OTHER])
+    names = ["different_machine_ids", "different_dhcp_client_ids", "different_host_keys"]
+    assert [check.name for check in checks] == names
+    assert [check.name for check in checks if not check.ok] == []
+    assert {check.group for check in checks} == {"clones"}
+
+
+SAME = {
+    "machine id": ("different_machine_ids", {"machine-id": FACTS["machine-id"]}, {}, "the same: b81da4c3"),
+    "one host key": (
+        "different_host_keys",
+        {"host-key-content": "ssh-ed25519 AAAAthree\nssh-rsa AAAAtwo"},
+        {},
+        "shared: ssh-rsa",
+    ),
+    "the DHCP client id but for the interface": (
+        "different_dhcp_client_ids",
+        {},
+        {"client_id": b"\xff\0\0\0\2\0\2one"},
+        "the same: 00026f6e65",
+    ),
+    "no host keys": ("different_host_keys", {"host-key-content": ""}, {}, "not known of all"),
+    "no machine id": ("different_machine_ids", {"machine-id": ""}, {}, "not known of all"),
+}
+
+
+@pytest.mark.parametrize(("name", "facts", "changes", "detail"), SAME.values(), ids=SAME)
+def test_clones_that_are_the_same(name, facts, changes, detail):
+    other = dataclasses.replace(OTHER, facts={**OTHER.facts, **facts}, **changes)
+    (wrong,) = [check for check in _boots.compare([clone(), other]) if not check.ok]
+    assert (wrong.name, wrong.required) == (name, True)
+    assert detail in wrong.detail
+
+
+def test_who_never_asks_by_dhcp_has_no_client_id():
+    (wrong,) = [check for check in _boots.compare([clone(), dataclasses.replace(OTHER, client_id=b"")]) if not check.ok]
+    assert (wrong.name, wrong.required) == ("different_dhcp_client_ids", False)
+
+
+def test_boots_learn_that_nobody_wants_them():
+    watcher = _boots.Watcher()
+    watcher.tell("uefi-opennebula", "waiting for SSH", "a line")
+    watcher.tell("bios-nocloud", "logging in", "another")
+    assert watcher.phases() == "bios-nocloud: logging in; uefi-opennebula: waiting for SSH"
+    assert watcher.consoles() == "another | a line"
+    watcher.cancelled.set()
+    with pytest.raises(Cancelled):
+        watcher.tell("bios-nocloud", "logging in", "")

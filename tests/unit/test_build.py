@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils._build import LEASE, Build, Builds
+from ansible_collections.cloudimg.factory.plugins.module_utils._build import Build, Builds
+from ansible_collections.cloudimg.factory.plugins.module_utils._build_lock import LEASE
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import file_digests
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
@@ -314,3 +315,100 @@ def test_builds_are_listed_newest_first(tmp_path: Path) -> None:
         folder = tmp_path / "builds/debian-12" / version
         write_json(folder / "build.json", {"version": version})
     assert [build["version"] for build in known.all()] == ["10", "9", "1~rc1"]
+
+
+def timed(path: Path, seconds: float) -> None:
+    """Let a file have been written, or the mark of a lock have been made, so many seconds ago."""
+    then = time.time() - seconds
+    if path.name == ".lock.json":
+        write_json(path, {**read_json(path), "mark": then})
+    else:
+        os.utime(path, (then, then))
+
+
+def test_record_notes_when_a_stage_began_and_ended(tmp_path: Path) -> None:
+    known = builds(tmp_path)
+    begin(known)
+    lock = tmp_path / "builds/debian-12/.lock.json"
+    (tmp_path / "iso").touch()
+    timed(tmp_path / "iso", 500)
+    timed(lock, 100)
+    media = known.record("1", "media", {"path": str(tmp_path / "iso")}).extra["build"]["stages"]["media"]
+    assert 100 <= media["seconds"] < 160
+    assert media["began"] < media["finished"]
+    assert media["cached"] is True
+
+    timed(lock, 50)
+    os.utime(lock)  # as those do who work for long
+    (tmp_path / "disk").touch()
+    base = known.record("1", "base_vm", {"path": str(tmp_path / "disk")}).extra["build"]["stages"]["base_vm"]
+    assert 50 <= base["seconds"] < 110
+    assert "cached" not in base
+    assert read_json(tmp_path / "builds/debian-12/1/build.json")["stages"] == {"media": media, "base_vm": base}
+
+
+def test_same_record_keeps_its_time_but_not_the_next_ones(tmp_path: Path) -> None:
+    known = builds(tmp_path)
+    begin(known)
+    lock = tmp_path / "builds/debian-12/.lock.json"
+    first = known.record("1", "media", {"digest": "1"}).extra["build"]["stages"]["media"]
+    timed(lock, 1000)
+    again = known.record("1", "media", {"digest": "1"})
+    assert not again.changed
+    assert again.extra["build"]["stages"]["media"] == first
+    base = known.record("1", "base_vm", {"digest": "1"}).extra["build"]["stages"]["base_vm"]
+    assert base["seconds"] < 900
+
+
+def test_pause_between_two_runs_is_no_time_of_a_stage(tmp_path: Path) -> None:
+    known = builds(tmp_path)
+    begin(known)
+    known.record("1", "media", {"digest": "1"})
+    known.fail("1", "base_vm", "it broke")
+    assert not (tmp_path / "builds/debian-12/.lock.json").exists()
+    assert begin(known).extra["resumed"]
+    timed(tmp_path / "builds/debian-12/.lock.json", 20)
+    base = known.record("1", "base_vm", {"digest": "1"}).extra["build"]["stages"]["base_vm"]
+    assert 20 <= base["seconds"] < 80
+
+
+def test_record_without_a_lock_has_only_an_end(tmp_path: Path) -> None:
+    known = builds(tmp_path)
+    begin(known)
+    known.lock.drop()
+    media = known.record("1", "media", {"digest": "1"}).extra["build"]["stages"]["media"]
+    assert set(media) == {"digest", "finished"}
+
+
+def test_lock_that_a_killed_playbook_left_tells_no_time(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    begin(builds(tmp_path, Owner.of(sleeper.pid)))
+    sleeper.kill()
+    sleeper.wait()
+    media = builds(tmp_path).record("1", "media", {"digest": "1"}).extra["build"]["stages"]["media"]
+    assert set(media) == {"digest", "finished"}
+
+
+def test_check_mode_notes_no_time(tmp_path: Path) -> None:
+    known = builds(tmp_path, check_mode=True)
+    build = begin(known).extra["build"]
+    stages = known.record("1", "media", {"digest": "1"}, build).extra["build"]["stages"]
+    assert stages == {"media": {"digest": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("assessed", "complete"),
+    [
+        ({"verdict": "fail"}, False),
+        ({"verdict": "fail", "override": {"reason": "known", "by": "alice", "at": "2025-01-31T12:20:00Z"}}, True),
+        ({"verdict": "pass"}, True),
+    ],
+)
+def test_what_failed_is_complete_only_when_let_through(
+    tmp_path: Path, assessed: dict[str, t.Any], complete: bool
+) -> None:
+    known = builds(tmp_path)
+    begin(known)
+    for stage, record in (("export", {}), ("assess", assessed), ("publish", {})):
+        known.record("1", stage, record)
+    assert known.finish("1").extra["build"]["complete"] is complete
+    assert not (tmp_path / "builds/debian-12/.lock.json").exists()

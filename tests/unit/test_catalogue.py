@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _catalogue, _descriptor
+from ansible_collections.cloudimg.factory.plugins.module_utils import _catalogue, _descriptor, _verdict
 from ansible_collections.cloudimg.factory.plugins.module_utils._catalogue import Catalogue
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import file_digests
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
@@ -33,7 +33,9 @@ def make_build(
     disk.write_bytes(content)
     (folder / "packages.json").write_text("{}", encoding="utf-8")
     if verdict:
-        write_json(folder / "assess.json", {"verdict": verdict})
+        judged = {"name": disk.name, "sha256": file_digests(disk)["sha256"]}
+        finished = "2025-01-31T12:10:00Z"
+        write_json(folder / "assess.json", {"verdict": verdict, "artifact": judged, "finished": finished})
     build = _descriptor.Descriptor(
         image="debian-12",
         identifier=_descriptor.stable_identifier("debian-12"),
@@ -155,8 +157,89 @@ def test_only_what_was_assessed(tmp_path: Path, catalogue: Catalogue, verdict: s
     assert not (catalogue.directory / "debian-12").exists()
     catalogue.publish(build, assess_override="urgent fix, seen by hand")
     assert entry(catalogue)["history"][0]["reason"] == "not assessed as pass: urgent fix, seen by hand"
-    assert entry(catalogue)["versions"][0]["assess_override"] == "urgent fix, seen by hand"
+    (version,) = entry(catalogue)["versions"]
+    assert version["assess"]["verdict"] == (verdict or "none")
+    override = version["assess"]["override"]
+    assert (override["reason"], override["by"]) == ("urgent fix, seen by hand", "alice")
+    published = _descriptor.load(catalogue.directory / version["descriptor"])
+    assert published.assess == version["assess"]
     assert not catalogue.publish(build).changed
+
+
+def test_verdict_about_another_artifact_is_none(tmp_path: Path, catalogue: Catalogue) -> None:
+    build = make_build(tmp_path)
+    path = build.parent / "assess.json"
+    for report in (
+        {"verdict": "pass"},
+        {"verdict": "pass", "artifact": {"sha256": "0" * 64}},
+        {"verdict": "pass", "artifact": 1},
+    ):
+        write_json(path, report)
+        with pytest.raises(
+            FactoryError, match=r"assess\.json: verdict: it is about another artifact than the descriptor's"
+        ):
+            catalogue.publish(build)
+    assert not catalogue.path.exists()
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(FactoryError, match=r"assess\.json: is not JSON"):
+        catalogue.publish(build)
+
+
+@pytest.mark.parametrize("reason", ["", " \n\t"])
+def test_blank_reason_lets_nothing_through(tmp_path: Path, catalogue: Catalogue, reason: str) -> None:
+    with pytest.raises(FactoryError, match="the verdict is 'fail'"):
+        catalogue.publish(make_build(tmp_path, verdict="fail"), assess_override=reason)
+    assert not catalogue.path.exists()
+
+
+def test_override_of_the_descriptor_is_published(tmp_path: Path, catalogue: Catalogue) -> None:
+    build = make_build(tmp_path, verdict="fail")
+    assert _verdict.settle(build.parent, "ticket 4711", "bob").changed
+    catalogue.publish(build)
+    (version,) = entry(catalogue)["versions"]
+    assert version["assess"] == _descriptor.load(build).assess
+    assert version["assess"]["override"]["by"] == "bob"
+    assert entry(catalogue)["history"][0]["reason"] == "not assessed as pass: ticket 4711"
+    assert (catalogue.directory / version["descriptor"]).read_bytes() == build.read_bytes()
+    assert not catalogue.publish(build).changed
+
+
+def test_override_counts_only_for_the_verdict_that_it_was_given_for(tmp_path: Path, catalogue: Catalogue) -> None:
+    build = make_build(tmp_path, verdict="fail")
+    _verdict.settle(build.parent, "ticket 4711", "bob")
+    (build.parent / "assess.json").unlink()
+    with pytest.raises(FactoryError, match="the image has not been assessed"):
+        catalogue.publish(build)
+
+
+def test_image_that_fails_later_is_not_published_again(tmp_path: Path, catalogue: Catalogue) -> None:
+    build = make_build(tmp_path)
+    catalogue.publish(build)
+    catalogue.deprecate("debian-12", "1", "openssl")
+    make_build(tmp_path, verdict="fail")
+    with pytest.raises(FactoryError, match="the verdict is 'fail'"):
+        catalogue.publish(build)
+    assert entry(catalogue)["versions"][0]["state"] == "deprecated"
+
+
+def test_image_that_passes_later_needs_its_override_no_more(tmp_path: Path, catalogue: Catalogue) -> None:
+    catalogue.publish(make_build(tmp_path, verdict="fail"), assess_override="ticket 4711")
+    build = make_build(tmp_path)
+    assert catalogue.publish(build).changed
+    assert entry(catalogue)["versions"][0]["assess"] == {"verdict": "pass", "finished": "2025-01-31T12:10:00Z"}
+    assert not catalogue.publish(build).changed
+    assert entry(catalogue)["history"][0]["reason"] == "not assessed as pass: ticket 4711"
+
+
+def test_report_is_published_along(tmp_path: Path, catalogue: Catalogue) -> None:
+    build = make_build(tmp_path)
+    (build.parent / "report.html").write_text("<!DOCTYPE html>", encoding="utf-8")
+    catalogue.publish(build)
+    (version,) = entry(catalogue)["versions"]
+    assert (version["assessment"], version["report"]) == ("debian-12/1/assess.json", "debian-12/1/report.html")
+    assert (catalogue.directory / version["report"]).read_text(encoding="utf-8") == "<!DOCTYPE html>"
+    catalogue.publish(make_build(tmp_path, "2"))
+    assert "report" not in entry(catalogue)["versions"][1]
 
 
 @pytest.mark.parametrize("link", [True, False])

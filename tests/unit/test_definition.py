@@ -109,6 +109,87 @@ def test_errors_name_place_key_and_mend(values: dict[str, t.Any], problem: str) 
     assert str(caught.value).startswith("host_vars/x.yml:")
 
 
+def test_scripts_are_texts_or_mappings() -> None:
+    given = {"file": "x.sh", "arguments": ["a", 1], "environment": {"A": 1}, "timeout": "5"}
+    text, mapping = validate(scripts=["y.sh", given])["image_scripts"]
+    assert text == "y.sh"
+    assert mapping == {"file": "x.sh", "arguments": ["a", "1"], "environment": {"A": "1"}, "timeout": 5}
+    assert validate(scripts=[{"file": "x.sh"}])["image_scripts"][0]["timeout"] is None
+
+
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ({}, "image_scripts.file: is missing; set it"),
+        ({"file": "x", "args": []}, "image_scripts.args: image_scripts has no such key; did you mean arguments?"),
+        ({"file": "x", "timeout": 0}, "image_scripts.timeout: is less than 1; give a number of seconds"),
+        ({"file": "x", "timeout": "long"}, "image_scripts.timeout: 'long' is not a whole number"),
+        ({"file": "x", "environment": {"A B": "1"}}, "image_scripts.environment: 'A B' cannot be a variable's name"),
+        (
+            {"file": "x", "environment": {"A": True}},
+            "image_scripts.environment.A: True is not a text; put it in quotes",
+        ),
+        ({"file": "x", "arguments": [1.5]}, "image_scripts.arguments: 1.5 is not a text; put it in quotes"),
+        (["x"], "image_scripts: ['x'] is not a text; make it a text"),
+        (True, "image_scripts: True is not a text; put it in quotes"),
+    ],
+)
+def test_mistakes_in_scripts(script: t.Any, problem: str) -> None:
+    with pytest.raises(FactoryError) as caught:
+        validate(scripts=[script])
+    assert problem in str(caught.value)
+
+
+def child(parent: dict[str, t.Any], **values: t.Any) -> dict[str, t.Any]:
+    given = {"image_parent": "p", **{f"image_{key}": value for key, value in values.items()}}
+    return _definition.validate("c", given, SPEC, lambda path: f"host_vars/c.yml:{len(path)}", "hosts.yml", parent)
+
+
+def test_a_child_inherits_what_it_does_not_say() -> None:
+    parent = validate(disk={"size": "9G"}, machine={"cpus": 4, "firmware": "uefi"}, packages=["htop"])
+    found = child(parent, machine={"cpus": 1})
+    assert found["image_os"] == parent["image_os"]
+    assert found["image_disk"] == {"size": "9G", "size_bytes": 9 << 30}
+    assert found["image_machine"] == {"memory_mib": 2048, "cpus": 1, "firmware": "uefi"}
+    assert found["image_medium"] is None
+    assert found["image_packages"] == []
+    assert child(parent, disk={"size": "10G"})["image_disk"]["size_bytes"] == 10 << 30
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"medium": ISO},
+            "c.yml:1: image_medium: is given, and image_parent too; remove one of them (image_medium: null",
+        ),
+        (
+            {"os": {"distribution": "debian", "version": "13"}},
+            "image_os.version: is 13, but that of its parent p is 12",
+        ),
+        ({"os": {"version": "12"}}, "c.yml:2: image_os.distribution: is missing; set it"),
+        (
+            {"disk": {"size": "7G"}},
+            "c.yml:2: image_disk.size: 7G is less than its parent p has, 8G; give the same or more",
+        ),
+        (
+            {"builder": "b2"},
+            "c.yml:1: image_builder: is b2, but that of its parent p is localhost; set both to the same",
+        ),
+        ({"workspace": "/srv"}, "image_workspace: is /srv, but that of its parent p is ~/.local"),
+    ],
+)
+def test_what_a_child_cannot_be(values: dict[str, t.Any], problem: str) -> None:
+    with pytest.raises(FactoryError) as caught:
+        child(validate(), **values)
+    assert problem in str(caught.value)
+
+
+def test_an_image_needs_a_medium_or_a_parent() -> None:
+    with pytest.raises(FactoryError, match=r"x\.yml:1: image_medium: is missing; set it, or image_parent$"):
+        validate(medium=None)
+
+
 @pytest.mark.parametrize("name", ["../x", "debian 12", "debian'12", 'debian"12', "Debian", "", "a..b", "-x"])
 def test_bad_names_of_images(name: str) -> None:
     with pytest.raises(FactoryError, match=r"^hosts\.yml: image: .* cannot be the name of an image; use lower-case"):

@@ -63,6 +63,15 @@ def full() -> dict[str, t.Any]:
         "endorser": {"name": "Alice", "email": "alice@example.org"},
         "source": {"family": "fai", "sha256": "0" * 64, "source": "fai.iso"},
         "packages": "packages.json",
+        "scores": {
+            "lynis": {"before": 61, "after": 78, "version": "3.0.8"},
+            "openscap": {"before": 48.2, "after": 83.75, "profile": "anssi"},
+        },
+        "assess": {
+            "verdict": "fail",
+            "finished": "2025-01-31T12:10:00Z",
+            "override": {"reason": "ticket 4711", "by": "alice", "at": "2025-01-31T12:20:00Z"},
+        },
     }
 
 
@@ -124,6 +133,18 @@ BAD = [
     ("source/sha256", "0", "source.sha256"),
     ("provenance/stages", {"sanitize": ""}, "provenance.stages.sanitize"),
     ("packages", "a/b", "packages"),
+    ("source/sha256", ..., "source.sha256"),
+    ("source/image", "../x", "source.image"),
+    ("scores/lynis/after", "78", "scores.lynis.after"),
+    ("scores/lynis/after", ..., "scores.lynis.after"),
+    ("scores/openscap/before", -0.5, "scores.openscap.before"),
+    ("scores/openscap/after", True, "scores.openscap.after"),
+    ("scores/inspec", {"after": 1}, "scores.inspec"),
+    ("assess/verdict", "maybe", "assess.verdict"),
+    ("assess/verdict", ..., "assess.verdict"),
+    ("assess/override/reason", "", "assess.override.reason"),
+    ("assess/override/by", ..., "assess.override.by"),
+    ("assess/override/at", "now", "assess.override.at"),
 ]
 
 
@@ -137,12 +158,23 @@ def test_full_document_is_read_and_written_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["groups", "memory", "cpu", "attributes", "expires", "endorser", "source", "packages", "provenance/stages"]
+    "key",
+    [
+        *("groups", "memory", "cpu", "attributes", "expires", "endorser", "source", "packages", "provenance/stages"),
+        *("scores", "scores/lynis", "scores/lynis/before", "assess", "assess/finished", "assess/override"),
+    ],
 )
 def test_what_is_optional_may_be_missing(key: str) -> None:
     document = broken(key, ...)
     assert schema_accepts(document)
     assert schema_accepts(_descriptor.parse(document, "x").document())
+
+
+def test_source_may_be_another_image() -> None:
+    origin = {"family": "parent", "image": "debian-12-base", "version": "1", "digest": "9" * 64}
+    document = broken("source", origin)
+    assert schema_accepts(document)
+    assert _descriptor.parse(document, "x").document()["source"] == origin
 
 
 @pytest.mark.parametrize(("path", "value", "key"), BAD)
@@ -176,6 +208,9 @@ def test_nearest_key_is_named() -> None:
         ("expires", "2025-01-31T12:00:00Z", "expires"),
         ("created", "2025-02-30T12:00:00Z", "created"),
         ("packages", "debian-12-1.qcow2", "artifacts"),
+        ("assess/finished", "2025-02-30T12:00:00Z", "assess.finished"),
+        ("assess/override/at", "2025-02-30T12:00:00Z", "assess.override.at"),
+        ("assess/verdict", "pass", "assess.override"),
     ],
 )
 def test_contradictions_are_refused(path: str, value: t.Any, key: str) -> None:

@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor_schema, _export, _packages
+from ansible_collections.cloudimg.factory.plugins.module_utils import (
+    _descriptor,
+    _descriptor_schema,
+    _export,
+    _packages,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 
@@ -101,3 +107,51 @@ def test_bad_list_of_packages(tmp_path: Path, text: str, problem: str) -> None:
 def test_missing_list_of_packages(tmp_path: Path) -> None:
     with pytest.raises(FactoryError, match="No such file"):
         _packages.normalise(tmp_path / "p.json")
+
+
+def described(stages: dict[str, t.Any], old: _descriptor.Descriptor | None = None) -> _descriptor.Descriptor:
+    definition = {"image_os": {"distribution": "debian", "version": "12", "arch": "x86_64"}}
+    wanted = request(definition=definition, stages=stages)
+    artifact = _export._plan(wanted, "qcow2", 1 << 30)
+    found = _export._describe(wanted, [artifact], "0" * 64, old)
+    return _descriptor.parse(found.document(), "x")
+
+
+@pytest.fixture
+def qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of QEMU, which the unit tests do not need."""
+    monkeypatch.setattr(_export._qemu_img, "version", lambda: "7.2.22")
+
+
+@pytest.mark.usefixtures("qemu")
+def test_scores_come_from_the_findings_of_harden() -> None:
+    scores = {
+        "lynis": {"before": 61, "after": 78, "version": "3.0.8", "tests": 250},
+        "openscap": {"profile": "anssi", "before": None, "after": 83.75},
+    }
+    found = described({"harden": {"digest": "1", "facts": {"scores": scores}}})
+    assert found.scores == {
+        "lynis": {"before": 61, "after": 78, "version": "3.0.8"},
+        "openscap": {"after": 83.75, "profile": "anssi"},
+    }
+
+
+@pytest.mark.usefixtures("qemu")
+@pytest.mark.parametrize("facts", [{}, {"scores": {}}, {"scores": {"lynis": {"before": 61}, "openscap": None}}])
+def test_without_findings_there_are_no_scores(facts: dict[str, t.Any]) -> None:
+    assert described({"harden": {"digest": "1", "facts": facts}}).scores is None
+    assert "scores" not in described({}).document()
+
+
+@pytest.mark.usefixtures("qemu")
+def test_child_image_is_made_from_its_parent() -> None:
+    parent = {"image": "debian-12-base", "version": "7", "digest": "9" * 64}
+    found = described({"base_vm": {"path": "/x", "digest": "9" * 64, "parent": parent}})
+    assert found.source == {"family": "parent", **parent}
+
+
+@pytest.mark.usefixtures("qemu")
+def test_verdict_stays_with_the_artifacts_that_it_is_about() -> None:
+    assessed = dataclasses.replace(described({}), assess={"verdict": "pass", "finished": "2025-01-31T12:10:00Z"})
+    assert described({}, assessed).dump() == assessed.dump()
+    assert described({}).assess is None

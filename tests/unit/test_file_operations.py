@@ -74,6 +74,54 @@ def test_write_keeps_the_mode_and_replaces_a_link(root):
     assert (root / "etc/target").read_text() == "untouched"
 
 
+def test_homes_are_those_of_accounts_and_below_home(root):
+    (root / "etc/passwd").write_text(
+        "root:x:0:0::/root:/bin/sh\nbin:x:2:2::/bin:/bin/sh\nweb:x:33:33::/var/www:/bin/sh\nup:x:34:34::/../up:/bin/sh\n"
+        "nobody:x:65534:65534::/nonexistent:/bin/sh\nwhole:x:1:1::/:/bin/sh\nshort\n"
+    )
+    for folder in ("root", "bin", "var/www", "home/alice", "home/bob", "."):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / ".zhistory").write_text("x")
+    (root / "home/link").symlink_to("/var")
+    assert do(root, remove=["~/.zhistory"]) == [
+        "/var/www/.zhistory",
+        "/root/.zhistory",
+        "/home/bob/.zhistory",
+        "/home/alice/.zhistory",
+    ]
+    with pytest.raises(FactoryError, match="is not an absolute path"):
+        do(root, remove=["~/../x"])
+
+
+def test_edit_removes_lines_and_keeps_the_file(root):
+    path = root / "etc/ssh/sshd_config"
+    path.write_bytes(b"Port 22\r\n# caf\xe9\nPort 23\nlast")
+    path.chmod(0o600)
+    inode = path.stat().st_ino
+    assert do(root, edit={"/etc/ssh/*_config": ["^Port 2[23]$"]}) == ["/etc/ssh/sshd_config"]
+    assert path.read_bytes() == b"# caf\xe9\nlast"
+    assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (inode, 0o600)
+    assert do(root, edit={"/etc/ssh/*_config": "^Port"}) == []
+    with pytest.raises(FactoryError, match=r"^operation x: edit: '\(' is no regular expression: .*; correct it$"):
+        do(root, edit={"/etc/ssh/sshd_config": ["("]})
+
+
+def test_modes(root):
+    assert do(root, modes={"/etc/ssh/*": "0600", "/var/log/link": "0600"}) == [
+        "/etc/ssh/sshd_config",
+        "/etc/ssh/ssh_host_rsa_key",
+    ]
+    assert (root / "etc/ssh/sshd_config").stat().st_mode & 0o777 == 0o600
+    assert do(root, modes={"/etc/ssh/*": "600"}) == []
+    with pytest.raises(FactoryError, match="modes: /etc: 'u=rw' is no mode; write octal digits"):
+        do(root, modes={"/etc": "u=rw"})
+
+
+def test_keep(root):
+    assert do(root, remove=["/etc/ssh/*"], keep=["/etc/ssh/*_config"]) == ["/etc/ssh/ssh_host_rsa_key"]
+    assert do(root, truncate=["/var/log/*"], keep=["/var/log/sys*"]) == []
+
+
 def test_the_kernels_files_are_never_touched(root):
     assert do(root, remove=["/proc/*", "/*/log"]) == ["/var/log"]
     assert (root / "proc/log").exists()
@@ -97,6 +145,8 @@ def test_select():
     assert [op.name for op in select(operations, ["a"], ["b"])] == ["b"]
     with pytest.raises(FactoryError, match=r"disabled: there is no operation 'c'; use one of: a, b"):
         select(operations, ["c"], [])
+    with pytest.raises(FactoryError, match=r"disabled: there is no operation 'log-files'; did you mean logfiles\?"):
+        select([Operation("logfiles", "x"), *operations], ["log-files"], [])
     with pytest.raises(FactoryError, match="enabled: there is no operation"):
         select(operations, [], ["c"])
 
@@ -113,4 +163,4 @@ def test_the_roles_operations_make_sense(checkout, role, variable):
         assert operation.description
         assert "\n" not in operation.description
         for pattern in (*operation.remove, *operation.empty, *operation.truncate, *operation.links):
-            assert pattern.startswith("/")
+            assert pattern.startswith(("/", "~/"))

@@ -75,6 +75,20 @@ def test_argv_with_kvm_isolated_and_a_seed():
     assert "virtio-blk-pci,drive=reader,bootindex=1" in words
 
 
+def test_argv_with_a_link_has_a_hub_and_a_free_slot():
+    words = _machine.argv(dataclasses.replace(SPEC, link=4711, mac="02:00:0a:00:02:0f"), CONSOLE)
+    given = [words[i + 1] for i, word in enumerate(words) if word in ("-netdev", "-device")]
+    assert "socket,id=link,connect=127.0.0.1:4711" in given
+    assert [word for word in given if word.startswith("hubport")] == [
+        "hubport,id=to-net,hubid=0,netdev=net",
+        "hubport,id=to-link,hubid=0,netdev=link",
+        "hubport,id=card,hubid=0",
+    ]
+    assert "virtio-net-pci,netdev=card,romfile=,mac=02:00:0a:00:02:0f" in given
+    assert "pcie-root-port,id=spare,chassis=1" in given
+    assert "hubport" not in " ".join(_machine.argv(SPEC, CONSOLE))
+
+
 def test_argv_with_uefi_reads_the_code_and_writes_to_the_variables():
     flash = _machine.Flash(Path("/f/code.fd"), "raw", Path("/w/variables"), "raw")
     words = _machine.argv(dataclasses.replace(SPEC, firmware="uefi"), CONSOLE, flash=flash)

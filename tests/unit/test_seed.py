@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _seed
+from ansible_collections.cloudimg.factory.plugins.module_utils import _context_cd, _seed
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 USER_DATA = _seed.cloud_config({"ssh_authorized_keys": ["ssh-ed25519 AAAA me"]})
@@ -72,3 +72,29 @@ def test_no_tool_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(FactoryError, match="xorriso: is not installed on the builder, nor is genisoimage; run"):
         _seed.make_seed(tmp_path / "seed.iso", USER_DATA, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_context_volume_is_what_opennebula_makes(tmp_path):
+    iso = tmp_path / "context.iso"
+    network = _context_cd.network(
+        "02:00:0a:00:02:0f", "10.0.2.15", mask="255.255.255.0", gateway="10.0.2.2", dns="10.0.2.3"
+    )
+    _context_cd.make_context(iso, {"SSH_PUBLIC_KEY": "ssh-ed25519 AAAA it's me", **network})
+    assert label(iso) == b"CONTEXT"
+    text = extract(iso, "context.sh", tmp_path)
+    said = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'{text}\necho "$SSH_PUBLIC_KEY / $NETWORK $ETH0_MAC $ETH0_IP $ETH0_MASK $ETH0_GATEWAY $ETH0_DNS"',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.startswith("ssh-ed25519 AAAA it's me / YES 02:00:0a:00:02:0f 10.0.2.15 255.255.255.0 10.0.2.2 10.0.2.3")
+
+
+def test_a_context_variable_that_no_shell_takes():
+    with pytest.raises(FactoryError, match=r"context\.sh: 'x; reboot' is no name of a context variable"):
+        _context_cd.context_sh({"x; reboot": "1"})

@@ -129,4 +129,5 @@ def _compare(
     if not _cli.run(["apt-get", *words, "indextargets", "--format", "$(FILENAME)"], timeout=60).stdout.strip():
         raise FactoryError("it was not there", where="apt-get")
     said = _cli.run(["apt", *words, "list", "--upgradable"], timeout=_SECONDS, env={"LC_ALL": "C"}, tick=tick).stdout
-    return sorted(_UPGRADABLE.findall(said))
+    # The same version counts as newer where the index says more about it than the stanza above.
+    return sorted(row for row in _UPGRADABLE.findall(said) if row[1] != row[2])

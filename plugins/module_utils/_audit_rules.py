@@ -173,7 +173,7 @@ class Applier:
 
     def _exists(self, unit: str) -> bool:
         template = re.sub(r"@.+(?=\.)", "@", unit)
-        return any(os.path.lexists(self._root / folder / name) for folder in _UNIT_FOLDERS for name in {unit, template})
+        return any(os.path.lexists(self._root / folder / name) for folder in _UNIT_FOLDERS for name in (unit, template))
 
     def _state(self, unit: str) -> str:
         return _cli.run(["systemctl", f"--root={self._root}", "is-enabled", unit], check=False).stdout.strip()

@@ -46,7 +46,7 @@ def join(*parts: Part) -> Markup:
     return Markup("".join(done))
 
 
-def tag(name: str, /, *parts: Part, **attributes: object) -> Markup:
+def tag(element: str, /, *parts: Part, **attributes: object) -> Markup:
     """An element. C(class_) is written C(class), C(stroke_width) C(stroke-width); an attribute that is None is left out."""
     said = "".join(
         f' {key.rstrip("_").replace("_", "-") if key not in _CAMEL else _CAMEL[key]}="{text(value)}"'
@@ -55,9 +55,9 @@ def tag(name: str, /, *parts: Part, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    if name in _VOID and not parts:
-        return Markup(f"<{name}{said}>" if name in ("br", "col", "img", "meta") else f"<{name}{said}/>")
-    return Markup(f"<{name}{said}>{join(*parts)}</{name}>")
+    if element in _VOID and not parts:
+        return Markup(f"<{element}{said}>" if element in ("br", "col", "img", "meta") else f"<{element}{said}/>")
+    return Markup(f"<{element}{said}>{join(*parts)}</{element}>")
 
 
 _CAMEL = {"path_length": "pathLength", "view_box": "viewBox"}

@@ -173,7 +173,7 @@ def _timeline(facts: Facts) -> Markup:
         if stage.pause:
             drawn.append(tag("p", f"taken up again {moment(stage.began)}", class_="soft"))
         kind = "row dim" if stage.cached else "row"
-        drawn.append(tag("div", tag("span", stage.name), plot.bar([piece], told), value, class_=kind))
+        drawn.append(tag("div", tag("span", stage.name), plot.strip([piece], told), value, class_=kind))
         begin += stage.seconds
     scale = tag("div", tag("span"), plot.axis(whole, _scale), tag("span"), class_="row")
     first = facts.stages[0].began
@@ -222,7 +222,7 @@ def _boot(boot: Boot, whole: float, colours: t.Mapping[str, str]) -> Markup:
         begin = seconds
     told = ", ".join(piece[3] for piece in pieces)
     name = tag("span", boot.name, title=boot.about)
-    return tag("div", name, plot.bar(pieces, told), tag("span", span(begin), class_="v"), class_="row")
+    return tag("div", name, plot.strip(pieces, told), tag("span", span(begin), class_="v"), class_="row")
 
 
 def _listener(row: t.Mapping[str, t.Any]) -> Markup:

@@ -85,11 +85,11 @@ def artifacts(facts: Facts) -> Markup:
     shown: list[Part] = []
     for made in facts.descriptor.artifacts:
         about = [made.format, *([made.compression] if made.compression else []), f"a disk of {size(made.virtual_size)}"]
-        sums = [
+        sums: list[tuple[str, Part]] = [
             (name, tag("span", made.checksums[name], class_="hash")) for name in ("sha256", "sha512", "sha1", "md5")
         ]
         shown.append(tag("p", tag("b", made.path), f" · {size(made.size)} ({made.size} bytes) · {', '.join(about)}"))
-        shown.append(definitions([(name, value) for name, value in sums]))
+        shown.append(definitions(sums))
     return section("artifacts", title, shown)
 
 

@@ -26,7 +26,7 @@ def _at(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".") + "%"
 
 
-def bar(pieces: t.Sequence[tuple[float, float, str, str]], label: str, height: int = 18) -> Markup:
+def strip(pieces: t.Sequence[tuple[float, float, str, str]], label: str, height: int = 18) -> Markup:
     """A bar on a track: pieces of (begin, length) in per cent, a CSS class, and what a pointer on it is told."""
     drawn = [
         tag("rect", tag("title", told), x=_at(begin), width=_at(max(length, 0.5)), height=height, rx=3, class_=kind)

@@ -225,7 +225,9 @@ def test_a_wrong_beginning_is_fetched_again(site: Site) -> None:
     site.server.requests.clear()
     assert site.provide().sha256 == sha256(site.iso)
     size = site.iso.stat().st_size
-    assert [request.sent for request in site.server.requests] == [size - 2_000_000, size]
+    # a connection that is cut may lose what was on its way
+    rest, whole = (request.sent for request in site.server.requests)
+    assert size - 2_000_000 <= rest < whole == size
 
 
 def test_two_jobs_fetch_a_medium_once(site: Site) -> None:

@@ -202,8 +202,9 @@ FORMER = {
 def make(tmp_path: Path) -> t.Callable[..., tuple[Page, str]]:
     """Write the files of a build and a catalogue, and its report; gives the page and its text."""
 
-    def made(files: dict[str, t.Any], *, index: t.Any = INDEX, pictures: bool = True) -> tuple[Page, str]:
+    def made(files: dict[str, t.Any], *, index: t.Any = (), pictures: bool = True) -> tuple[Page, str]:
         folder = tmp_path / "build"
+        index = INDEX if index == () else index
         for name, content in files.items():
             write_json(folder / name, content)
         if pictures:
@@ -458,7 +459,8 @@ def test_values_of_other_types_break_nothing(make: Make) -> None:
 )
 def test_which_version_is_newer(before: str, after: str, newer: bool) -> None:
     assert _report_data.newer(before, after) is newer
-    assert _report_data.newer(after, before) is not newer
+    swapped = (after, before)
+    assert _report_data.newer(*swapped) is not newer
 
 
 def test_report_is_json_free_of_surrogates(make: Make, tmp_path: Path) -> None:

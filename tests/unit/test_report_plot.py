@@ -56,7 +56,7 @@ def test_directories_and_what_is_in_none_below() -> None:
 
 
 def test_pieces_of_a_bar_are_where_they_should_be() -> None:
-    drawn = plot.bar([(25, 50, "s1", "half <of> it")], "a bar")
+    drawn = plot.strip([(25, 50, "s1", "half <of> it")], "a bar")
     assert 'x="25%" width="50%"' in drawn
     assert "<title>half &lt;of&gt; it</title>" in drawn
 

@@ -60,9 +60,15 @@ def test_a_whole_build(full_build):
     assert [boot["name"] for boot in assessment["boots"]] == ["bios-nocloud", "uefi-opennebula"]
     for name in ("assess.xml", "secant.xml", "report.html"):
         assert (directory / name).stat().st_size > 0, name
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert "Passed" in page and "<script" not in page
+    assert descriptor.assess["verdict"] == "pass"
+    assert descriptor.scores["lynis"]["before"] < descriptor.scores["lynis"]["after"] >= 70
+    assert all(record["seconds"] >= 0 for record in build["stages"].values())
     catalogue = json.loads((factory.workspace / "catalogue/index.json").read_text(encoding="utf-8"))
     (published,) = catalogue["images"]["debian-12"]["versions"]
     assert (published["version"], published["state"]) == ("1.0", "published")
+    assert (factory.workspace / "catalogue" / published["report"]).is_file()
     assert leftovers(factory) == []
 
 
@@ -100,6 +106,7 @@ def test_one_package_more_makes_no_new_installation(full_build):
     assert after["version"] == "1.1"
     old, new = layers_of(before), layers_of(after)
     assert [name for name in old if old[name] != new[name]] == ["applications", "harden", "sanitize"]
+    assert "What changed since 1.0" in (directory / "report.html").read_text(encoding="utf-8")
     packages = json.loads((directory / "packages.json").read_text(encoding="utf-8"))["packages"]
     assert "htop" in {package["name"] for package in packages}
     catalogue = json.loads((factory.workspace / "catalogue/index.json").read_text(encoding="utf-8"))

@@ -53,6 +53,7 @@ def test_a_port_that_is_none(site, port):
 
 
 @pytest.mark.skipif(_audit_lynis.pack() is None, reason="needs Lynis")
+@pytest.mark.slow
 def test_a_score_that_is_too_low(site):
     said = refused(site, harden_min_score=99)
     assert "harden_min_score: the hardening index of Lynis is " in said

@@ -162,7 +162,8 @@ def boot(order: Order, runtime: Path, logs: Path, watcher: Watcher) -> Boot:
                 raise
             except FactoryError as exc:
                 found.checks.append(Check(_reached(found), False, exc.problem))
-            machine.screenshot(picture)
+            if not watcher.cancelled.is_set():
+                machine.screenshot(picture)
     return found
 
 

@@ -64,7 +64,7 @@ class Places:
         for folder, name in names:
             for root in self._roots:
                 base = root / folder / name
-                files += [base.with_name(name + suffix) for suffix in ("", ".yml", ".yaml", ".json")]
+                files += [root / folder / (name + suffix) for suffix in ("", ".yml", ".yaml", ".json")]
                 files += sorted(base.glob("*")) if base.is_dir() else []
         if self._inventory:
             files.append(self._inventory)

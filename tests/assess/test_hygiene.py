@@ -55,7 +55,7 @@ def test_no_hardware_addresses(system):
 
 def test_no_persistent_network_names(system):
     """No network card has been given its name for good."""
-    assert system.found("/etc/udev/rules.d/*persistent-net*.rules") == []
+    assert system.found("/etc/udev/rules.d/*persistent-net.rules") == []
 
 
 def test_no_core_dumps(system):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 CONFIG = "/etc/cloud/cloud.cfg.d/99-cloudimg.cfg"
-NOT_OF_USERS = {"datasource", "datasource_list", "system_info", "locale"}
+NOT_OF_USERS = {"datasource", "datasource_list", "system_info"}
 """What the schema of user data does not know, or not as it may stand in a system's files."""
 
 

@@ -458,9 +458,9 @@ def test_values_of_other_types_break_nothing(make: Make) -> None:
     [("1.9", "1.10", True), ("1:1.0", "2.0", False), ("2.0~rc1", "2.0", True), ("5.2-1", "5.2-1+deb12u1", True)],
 )
 def test_which_version_is_newer(before: str, after: str, newer: bool) -> None:
-    assert _report_data.newer(before, after) is newer
-    swapped = (after, before)
-    assert _report_data.newer(*swapped) is not newer
+    there, back = (_report_data.newer(*pair) for pair in ((before, after), (after, before)))
+    assert there is newer
+    assert back is not newer
 
 
 def test_report_is_json_free_of_surrogates(make: Make, tmp_path: Path) -> None:

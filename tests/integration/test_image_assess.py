@@ -192,13 +192,14 @@ def test_one_of_two_boots_that_fails_does_not_end_the_other(request_for):
 
 
 def test_nobody_wants_it_any_more(request_for):
-    request = request_for("Waiting", boots=("bios-nocloud", "uefi-nocloud"), memory=256)
+    request = request_for("Waiting", boots=("bios-nocloud", "bios-opennebula"))
     with subprocess.Popen(["sleep", "5"]) as owner:
         job = {"owner": Owner.of(owner.pid).dump()}
         with pytest.raises(Cancelled, match="has gone"):
             _assess.assess(request, Progress("assess", job))
     assert machines(request.image) == []
-    assert names(request.directory) == ["logs/assess-console-bios-nocloud.log", "logs/assess-console-uefi-nocloud.log"]
+    consoles = [f"logs/assess-console-bios-{source}.log" for source in ("nocloud", "opennebula")]
+    assert names(request.directory) == consoles
 
 
 def test_killed_in_the_middle_and_started_again(request_for):

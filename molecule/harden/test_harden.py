@@ -71,17 +71,34 @@ def test_the_firewall_lets_in_what_is_named_by_both_protocols(host):
 
 
 def test_kernel_parameters(host, strict):
-    said = host.file("/etc/sysctl.d/60-cloudimg-network.conf").content_string.splitlines()
+    said = host.file("/etc/sysctl.d/99-security-cloudimg-network.conf").content_string.splitlines()
     assert "net.ipv4.conf.all.accept_redirects = 0" in said
     assert "net.ipv6.conf.all.accept_redirects = 0" in said
     assert f"net.ipv4.conf.all.rp_filter = {1 if strict else 2}" in said
-    names = host.file("/etc/sysctl.d/60-cloudimg-kernel.conf").content_string
+    names = host.file("/etc/sysctl.d/99-security-cloudimg-kernel.conf").content_string
     for line in [*said, *names.splitlines()]:
         key, value = line.split(" = ")
         assert value.isdigit(), key
 
 
+def test_no_package_undoes_the_kernel_parameters(host):
+    folders = [folder for folder in ("/etc/sysctl.d", "/usr/lib/sysctl.d") if host.file(folder).exists]
+    later = {
+        f"{folder}/{name}"
+        for folder in folders
+        for name in host.file(folder).listdir()
+        if name.endswith(".conf") and name > "99-security-cloudimg-network.conf"
+    }
+    ours = {
+        line.split(" = ")[0]
+        for line in host.file("/etc/sysctl.d/99-security-cloudimg-kernel.conf").content_string.splitlines()
+    }
+    for path in later:
+        assert not ours & {line.partition("=")[0].strip() for line in host.file(path).content_string.splitlines()}, path
+
+
 def test_core_dumps_umask_and_modules(host, strict):
+    assert host.file("/etc/profile.d/50-cloudimg-core.sh").content_string == "ulimit -c 0\n"
     assert "* hard core 0" in host.file("/etc/security/limits.d/60-cloudimg-core.conf").content_string
     assert host.file("/etc/login.defs").contains("^UMASK 027$")
     assert host.file("/etc/profile.d/50-cloudimg-umask.sh").exists is strict

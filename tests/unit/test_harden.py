@@ -120,7 +120,7 @@ def test_rules_for_each_system(rendered, system, profile):
     assert sshd["KbdInteractiveAuthentication"] == "no"
     assert sshd["PermitRootLogin"] == "no"
     assert not {"AllowUsers", "AllowGroups", "DenyUsers", "DenyGroups"} & set(sshd)
-    network = found["rules"]["sysctl_network"].write["/etc/sysctl.d/60-cloudimg-network.conf"]
+    network = found["rules"]["sysctl_network"].write["/etc/sysctl.d/99-security-cloudimg-network.conf"]
     assert f"net.ipv4.conf.all.rp_filter = {2 if profile == 'egi' else 1}\n" in network
     assert "accept_ra" not in network
 

@@ -164,6 +164,7 @@ def boot(order: Order, runtime: Path, logs: Path, watcher: Watcher) -> Boot:
                 found.checks.append(Check(_reached(found), False, exc.problem))
             if not watcher.cancelled.is_set():
                 machine.screenshot(picture)
+    watcher.tell(order.name, "judged", "")
     return found
 
 

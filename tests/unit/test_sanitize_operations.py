@@ -87,7 +87,7 @@ FILES = {
     ),
     "nvme_host": ("/etc/nvme/hostid", "/etc/nvme/discovery.conf"),
     "one_context": ("/var/log/one-context.log", "/etc/one-context.d/net"),
-    "pacct_log": ("/var/account/pacct /var/log/account/pacct.1", "/var/account/other"),
+    "pacct_log": ("/var/account/pacct= /var/log/account/pacct= /var/log/account/pacct.1.gz", "/var/account/other"),
     "package_manager_cache": (
         "/var/cache/apt/archives/x.deb /var/lib/apt/lists/x /var/cache/dnf/y/z",
         "/var/lib/dpkg/status",

@@ -206,6 +206,21 @@ def test_again_changes_nothing(family):
     assert played.stats["changed"] == {}
 
 
+def test_a_complete_parent_is_left_alone(family):
+    build = family.build("parent")
+    path = build.pop("path")
+    export = {"descriptor": str(path), "artifacts": []}
+    _state.write_json(path, {**build, "complete": True, "stages": {**build["stages"], "export": export}})
+    try:
+        site = Site(family.root, {**family.images, "late": {"image_parent": "parent"}})
+        played = site.play("parent,late", "--tags", "base_vm")
+    finally:
+        _state.write_json(path, build)
+    assert played.rc == 0, played.output[-3000:]
+    assert played.done("Mark the build as complete") == ["late"]
+    assert played.done("Take the disk of the parent") == ["late"]
+
+
 def test_check_mode_tells_what_would_happen(plain):
     played = plain.play("parent,child", "--check", "-v", "--tags", "base_vm,applications")
     assert played.rc == 0, played.output[-3000:]

@@ -149,8 +149,10 @@ def summary(facts: t.Mapping[str, str]) -> dict[str, t.Any]:
 
 def seconds_since_finish(facts: t.Mapping[str, str]) -> float | None:
     """How long before the guest told its time cloud-init had finished."""
-    now = _numbers(facts.get("boot"))[1]
+    booted, now = _numbers(facts.get("boot"))
     ended = max((float(stage.get("finished") or 0) for stage in _stages(facts).values()), default=0.0)
+    if 0 < ended < booted:
+        ended += booted  # newer versions of cloud-init (25.1 does) count from the boot
     return max(0.0, now - ended) if now and ended else None
 
 

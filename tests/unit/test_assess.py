@@ -189,6 +189,8 @@ def test_only_keys_may_let_anybody_in(methods, ok):
 
 def test_when_cloud_init_ended():
     assert _probe.seconds_since_finish(FACTS) == 10.0
+    newer = json.dumps({"v1": {"init": stage(start=12.5, finished=40.25), "modules-final": stage(finished=50.0)}})
+    assert _probe.seconds_since_finish({**FACTS, "status": newer}) == 10.0
     assert _probe.seconds_since_finish({**FACTS, "status": ""}) is None
 
 

@@ -20,12 +20,12 @@ import os
 import re
 import stat
 import struct
-import tempfile
 import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _foreign, _qemu_img, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
 
 FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc")
 
@@ -167,6 +167,14 @@ def refuse_in_use(path: Path) -> None:
         raise FactoryError(f"is in use by {user}", where=str(path), mend="wait until that has ended, or end it")
 
 
+def take_after(new: Path, old: Path) -> None:
+    """Give a file that is to take another's place the mode, and where this user may, the owner of that."""
+    status = old.stat()
+    with contextlib.suppress(PermissionError):
+        os.chown(new, status.st_uid, status.st_gid)
+    new.chmod(stat.S_IMODE(status.st_mode))
+
+
 @contextlib.contextmanager
 def raw_view(links: t.Sequence[Link], folder: Path, tick: _qemu_img.Tick | None = None) -> t.Iterator[Path]:
     """The content of a chain's first disk as a raw file; it must not be written to where that disk is raw itself.
@@ -182,7 +190,10 @@ def raw_view(links: t.Sequence[Link], folder: Path, tick: _qemu_img.Tick | None 
         _qemu_img.check(link.path, link.format)
     with _state.explain_os_errors(folder):
         _state.need_space(folder, _qemu_img.measure(top.path, top.format) + _MARGIN, f"a look into {top.path.name}")
-        work = Path(tempfile.mkdtemp(prefix="cloudimg-", dir=folder))
+        _state.reap_partials(folder)
+        # A name that tells whose it is: a killed process leaves it, and the next one removes it.
+        work = _state.partial_path(folder / f"{top.path.name[:64]}.view", Owner.of())
+        work.mkdir(mode=0o700)
     try:
         raw = work / "disk"
         _qemu_img.convert(

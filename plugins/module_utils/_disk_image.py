@@ -136,7 +136,9 @@ def _make(wanted: Wanted, result: Result, check_mode: bool) -> None:
     below = _below(wanted)
     where = str(wanted.path)
     if below and fmt != "qcow2":
-        raise FactoryError(f"a disk of the format {fmt} cannot stand on another", where=where, key="format", mend="use qcow2")
+        raise FactoryError(
+            f"a disk of the format {fmt} cannot stand on another", where=where, key="format", mend="use qcow2"
+        )
     if wanted.size is None and not below:
         raise FactoryError("is needed to make a disk", where=where, key="size", mend="set it, or backing")
     if below and wanted.size is not None:
@@ -256,7 +258,7 @@ def _flatten(wanted: Wanted, links: t.Sequence[_disk_chain.Link], result: Result
         )
         _qemu_img.check(part)
         _refuse_other_content(wanted.path, "qcow2", part, "qcow2")
-        part.chmod(wanted.path.stat().st_mode & 0o7777)
+        _disk_chain.take_after(part, wanted.path)
 
 
 def _refuse_other_content(old: Path, old_fmt: str, new: Path, new_fmt: str) -> None:

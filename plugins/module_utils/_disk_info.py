@@ -74,9 +74,7 @@ def facts(links: t.Sequence[_disk_chain.Link], *, check: bool = False) -> dict[s
         **described(info),
         "compression": info.compression,
         "file_size": top.path.stat().st_size,
-        "chain": [
-            {**described(_qemu_img.info(link.path, link.format)), "path": str(link.path)} for link in links[1:]
-        ],
+        "chain": [{**described(_qemu_img.info(link.path, link.format)), "path": str(link.path)} for link in links[1:]],
     }
     if check:
         found["check"] = _qemu_img.examine(top.path, top.format)

@@ -81,6 +81,7 @@ def disk_digest(definition: t.Mapping[str, t.Any], inputs: t.Mapping[str, t.Any]
     stages = inputs.get("stage") or {}
     given = {
         "stage": {name: stages[name] for name in (*DISK_STAGES, "layer") if name in stages},
+        "code": {name: code for name, code in (inputs.get("code") or {}).items() if name in DISK_STAGES},
         "variables": {k: v for k, v in (inputs.get("variables") or {}).items() if k.startswith(prefixes)},
         **{name: inputs[name] for name in ("role", "scripts", "files", "answer_file", "parent") if inputs.get(name)},
     }
@@ -116,6 +117,8 @@ def ensure_base(
     path = Path(record["path"])
     below = {"image": parent, "version": found["version"], "digest": record["digest"]}
     result.extra["base"] = {"path": str(path), "digest": record["digest"], "size": size, "parent": below}
+    if not check_mode and not _layers.touch(workspace, path):
+        raise _missing(workspace, image, parent, [(found, f"stands on {path.name}, which was removed meanwhile")])
     if _qemu_img.info(path).virtual_size == size:
         return result
     layer = _layers.Layer(workspace, image, "base_vm", path, str(record["digest"]), {"image_disk.size": size})
@@ -149,7 +152,7 @@ def _fault(workspace: _state.Workspace, build: Build, digest: str) -> str | None
 
 def _layer_fault(workspace: _state.Workspace, path: Path, digest: str) -> str | None:
     """What is wrong with a layer in the cache, or with one of those below it."""
-    record = _state.read_json(path.with_suffix(".json"), {})
+    record = _layers.record_of(path) or {}
     if not path.exists() or record.get("digest") != digest:
         return f"stands on {path.name}, which is not in the layer cache any more"
     if "parent" not in record:

@@ -126,7 +126,9 @@ def test_no_partition_and_no_file_system_is_cut_off(tmp_path):
     have(disk, format="raw", size=64 * MIB)
     table = "label: dos\nstart=2048, size=80000, type=83\n"
     subprocess.run(["/sbin/sfdisk", "-q", disk], input=table, text=True, check=True, capture_output=True)
-    with pytest.raises(FactoryError, match=rf"partition 1 would be cut off at {32 * MIB} bytes; make its last partition"):
+    with pytest.raises(
+        FactoryError, match=rf"partition 1 would be cut off at {32 * MIB} bytes; make its last partition"
+    ):
         have(disk, format="raw", size=32 * MIB, shrink=True)
     assert have(disk, format="raw", size=48 * MIB, shrink=True).changed
     whole = tmp_path / "whole"
@@ -223,7 +225,9 @@ def test_what_is_in_use_is_refused(tmp_path, disk):
         user.stdin.flush()
         user.stdout.readline()
         for attempt in (lambda: have(disk, size=128 * MIB), lambda: ensure_absent(disk)):
-            with pytest.raises(FactoryError, match=r"is in use by a virtual machine or a qemu tool; wait|Is another process"):
+            with pytest.raises(
+                FactoryError, match=r"is in use by a virtual machine or a qemu tool; wait|Is another process"
+            ):
                 attempt()
     finally:
         user.stdin.close()

@@ -85,10 +85,14 @@ def damage(path: Path, record: t.Mapping[str, t.Any]) -> str | None:
         _qemu_img.check(path)
     except FactoryError as exc:
         return str(exc)
-    with _state.explain_os_errors(path):
-        known = record.get("checksum")
+    known = record.get("checksum")
+    try:
         if known and known != fast_checksum(path):
             return f"{path.name} is damaged: its content is not what was written"
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        return f"{path.name} cannot be read: {exc.strerror}"
     return None
 
 
@@ -111,6 +115,13 @@ def stamp(path: Path) -> list[int]:
 
 def flaw(layer: Layer, with_packages: bool = False) -> str | None:
     """Why a layer cannot be taken from the cache; None when it can."""
+    try:
+        return _flaw(layer, with_packages)
+    except FileNotFoundError:  # it was removed meanwhile, to keep the cache within its bound
+        return _what_changed(layer)
+
+
+def _flaw(layer: Layer, with_packages: bool) -> str | None:
     record = record_of(layer.path)
     if record is None:
         return f"the record of the cached layer {layer.path.name} is broken"

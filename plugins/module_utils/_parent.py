@@ -130,6 +130,42 @@ def ensure_base(
     return result
 
 
+def disk_lost(
+    workspace: _state.Workspace, image: str, descendants: t.Sequence[t.Mapping[str, t.Any]]
+) -> t.Callable[[Build], str | None]:
+    """For :meth:`Builds.begin`: why a complete build has to be made again for those that are to stand on its disk.
+
+    Layers go from their cache when that outgrows its bound. For the image itself that does not matter any more.
+
+    :param descendants: the C(image), C(parent) and C(digest) (of its build, as it is defined now) of each image that is
+        built in the same run and stands on another one.
+    """
+
+    def reason(build: Build) -> str | None:
+        child = _child_in_need(workspace, image, descendants)
+        if child is None:
+            return None
+        fault = _fault(workspace, build, disk_digest(build["definition"], build.get("inputs") or {}))
+        return f"{child} is to stand on {image} {build['version']}, which {fault}" if fault else None
+
+    return reason
+
+
+def _child_in_need(
+    workspace: _state.Workspace, image: str, descendants: t.Sequence[t.Mapping[str, t.Any]]
+) -> str | None:
+    """An image that is going to be built on the disk of ``image``."""
+    for child in descendants:
+        if child["parent"] != image:
+            continue
+        name = _state.check_image_name(str(child["image"]))
+        build = Builds(str(workspace.root), name).intact(str(child["digest"]))
+        # It is complete itself, and yet built again if its own children want its disk.
+        if build is None or disk_lost(workspace, name, descendants)(build):
+            return name
+    return None
+
+
 def _enlarge(layer: _layers.Layer, size: int) -> None:
     """Make the layer: an empty overlay that is larger than what is below; the root file system grows at the first boot."""
     overlay = _state.partial_path(layer.path, Owner.of())
@@ -172,7 +208,4 @@ def _missing(workspace: _state.Workspace, image: str, parent: str, reasons: list
         return FactoryError(f"{parent} is not built yet", where=where, key="image_parent", mend=both)
     gone = next(((build, reason) for build, reason in reasons if "layer" in reason and build["complete"]), None)
     build, reason = gone or reasons[0]
-    if gone:
-        # A build that is complete is not begun again by itself.
-        both = f"remove {Path(build['dir'], 'build.json')}, then {both}"
     return FactoryError(f"{parent} {build['version']} {reason}", where=where, key="image_parent", mend=both)

@@ -209,9 +209,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cloudimg-benchmark-", dir=options.folder) as folder:
         disk, wanted = make(Path(folder), options.size, options.live, options.deleted)
         force = accelerator()
-        print(
-            f"{options.size} MiB, {options.live} MiB live in {len(wanted)} files, {options.deleted} MiB deleted; machines run by {force}"
-        )
+        title = f"{options.size} MiB, {options.live} MiB live in {len(wanted)} files, {options.deleted} MiB deleted"
+        print(f"{title}; machines run by {force}")
         print(f"{'':26} {'seconds':>8} {'cpu':>7} {'MiB':>7} {'our time':>9} {'our size':>9}")
         floor: tuple[float, int] | None = None
         for name, way in ways.items():

@@ -24,6 +24,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _partitions,
     _qemu_img,
     _state,
+    _trim,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._compact import Order, compact
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
@@ -455,4 +456,16 @@ def test_used_is_what_dumpe2fs_says(dirty):
         line.split(":", 1) for line in tool("dumpe2fs", "-h", f"{dirty}?offset={AT}").splitlines() if ":" in line
     )
     blocks = int(said["Block count"]) - int(said["Free blocks"])
-    assert _compact.ext_used(dirty, volume) == blocks * int(said["Block size"])
+    assert _trim.ext_used(dirty, volume) == blocks * int(said["Block size"])
+
+
+@pytest.mark.root
+def test_where_e2fsck_can_make_no_holes_zerofree_does(dirty):
+    if not _cli.which("zerofree"):
+        pytest.skip("zerofree is not installed")
+    volume = _partitions.volumes(dirty)[0]
+    before = _trim.allocated_in(dirty, volume)
+    _trim.zero_free(dirty, volume)
+    assert before - _trim.allocated_in(dirty, volume) >= 19 * MIB
+    assert content(dirty) == LIVE
+    assert not in_use(dirty)

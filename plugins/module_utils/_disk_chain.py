@@ -85,7 +85,9 @@ def chain(path: Path, fmt: str | None = None, *, trusted: bool = False, below: P
                 where=str(file),
                 mend="set trusted, if nobody else has made it, or flatten it where it comes from",
             )
-        if not named[0].exists():
+        with _state.explain_os_errors(file):
+            there = named[0].exists()
+        if not there:
             raise FactoryError(
                 f"the disk below it is not there ({named[0]})",
                 where=str(file),

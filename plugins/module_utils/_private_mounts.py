@@ -116,7 +116,7 @@ def loop_device(disk: Path, volume: _partitions.Volume, *, read_only: bool) -> t
 
 
 def read_inside(root: Path, name: str, limit: int) -> bytes | None:
-    """A file of a mounted tree, never through a symbolic link; None where there is none. At most ``limit`` bytes."""
+    """A file of a mounted tree, never through a symbolic link; None where there is none, or of ``limit`` bytes or more."""
     parts = name.strip("/").split("/")
     handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -127,6 +127,8 @@ def read_inside(root: Path, name: str, limit: int) -> bytes | None:
             os.close(handle)
             handle = below
         if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return None
+        if os.fstat(handle).st_size >= limit:
             return None
         with os.fdopen(os.dup(handle), "rb") as stream:
             return stream.read(limit)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import struct
 import subprocess
@@ -287,6 +288,32 @@ def test_headers_that_are_not_believed(disk, name):
             have(disk, **options)
         assert "\n" not in str(caught.value)
     assert disk.read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_header_is_too_odd(tmp_path, disk, seed):
+    """Whatever stands there, it is taken or refused in one line."""
+    base = tmp_path / "base.qcow2"
+    have(base, size=MIB)
+    have(disk, backing=base)
+    whole = disk.read_bytes()[:4096]
+    dice = random.Random(seed)
+    odd = [0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 104, 65535]
+    refused: list[str] = []
+    for _turn in range(250):
+        head = bytearray(whole[: dice.choice([4096, 4096, 4096, dice.randint(4, 300)])])
+        for _change in range(dice.randint(1, 4)):
+            at = dice.randrange(4, min(len(head), 420)) & ~3
+            head[at : at + 4] = struct.pack(">I", dice.choice([*odd, dice.getrandbits(32)]))
+        disk.write_bytes(head)
+        for trusted in (False, True):
+            try:
+                links = _disk_chain.chain(disk, trusted=trusted)
+                assert links[0].format == "qcow2"
+            except FactoryError as exc:
+                refused.append(str(exc))
+    assert len(refused) > 100
+    assert not [line for line in refused if "\n" in line]
 
 
 @pytest.mark.parametrize("backing", ["nbd:unix:/run/x", "json:{}", "ssh://host/disk"])

@@ -237,6 +237,21 @@ def test_a_damaged_file_system_is_no_trouble(tmp_path, root):
         assert isinstance(found.notes, list)
 
 
+def test_a_file_that_claims_to_be_huge_is_not_written_out(tmp_path):
+    volume = tmp_path / "volume"
+    with volume.open("wb") as stream:
+        stream.truncate(20 * MIB)
+    tool("mkfs.ext4", "-q", volume)
+    tool("debugfs", "-w", "-R", "mkdir usr", volume)
+    tool("debugfs", "-w", "-R", "mkdir usr/lib", volume)
+    (tmp_path / "small").write_text("ID=x\n")
+    tool("debugfs", "-w", "-R", f"write {tmp_path}/small usr/lib/os-release", volume)
+    tool("debugfs", "-w", "-R", f"set_inode_field usr/lib/os-release size {1 << 40}", volume)
+    before = sum(path.stat().st_blocks for path in tmp_path.rglob("*"))
+    assert look(volume, "raw").os_release == {}
+    assert sum(path.stat().st_blocks for path in tmp_path.rglob("*")) == before
+
+
 def test_no_space_to_unpack_it_is_told(tmp_path, root, monkeypatch):
     disk = tmp_path / "disk.qcow2"
     _qemu_img.convert(root, disk, source_fmt="raw", target_fmt="qcow2")

@@ -79,6 +79,7 @@ def test_what_makes_another_disk() -> None:
     assert changed(inputs={"scripts": [{"name": "x.sh", "sha256": "1"}]})
     assert changed(inputs={"files": [{"name": "x", "sha256": "1"}]})
     assert changed(inputs={"answer_file": "2"})
+    assert changed(inputs={"code": {"applications": "2"}})
     assert changed(inputs={"parent": {"x": "1"}})
 
 
@@ -86,6 +87,7 @@ def test_what_makes_no_other_disk() -> None:
     assert not changed({"image_title": "y", "image_formats": ["raw"]})
     assert not changed({"image_medium": {"family": "preseed", "answer_file": "/b/p.cfg"}})
     assert not changed(inputs={"stage": {**INPUTS["stage"], "harden": "2"}})
+    assert not changed(inputs={"code": {"harden": "2"}})
     assert not changed(inputs={"variables": {"applications_upgrade": False, "harden_profile": "none"}})
 
 

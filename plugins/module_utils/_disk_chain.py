@@ -20,6 +20,7 @@ import os
 import re
 import stat
 import struct
+import time
 import typing as t
 from pathlib import Path
 
@@ -39,6 +40,8 @@ _PROTOCOL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
 _LOCK_BYTES = (100, 200)
 _FLOCK = "hhqqi4x"
 _MARGIN = 64 << 20
+_GRACE = 3.0
+"""Seconds in which a loop device may go by itself."""
 
 
 class Link(t.NamedTuple):
@@ -160,13 +163,23 @@ def refuse_in_use(path: Path) -> None:
         first, count = _LOCK_BYTES
         probe = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, first, count, 0)
         answer = struct.unpack(_FLOCK, fcntl.fcntl(stream, fcntl.F_OFD_GETLK, probe))
-    user = "a virtual machine or a qemu tool" if answer[0] != fcntl.F_UNLCK else None
+    user = "a virtual machine or a qemu tool" if answer[0] != fcntl.F_UNLCK else _loop_of(path)
+    deadline = time.monotonic() + _GRACE
+    while user and user.startswith("/dev/") and time.monotonic() < deadline:
+        # One that was just unmounted is there until whoever looks at all devices has closed it.
+        time.sleep(0.1)
+        user = _loop_of(path)
+    if user:
+        raise FactoryError(f"is in use by {user}", where=str(path), mend="wait until that has ended, or end it")
+
+
+def _loop_of(path: Path) -> str | None:
+    """The loop device that has a file open."""
     for name in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):  # it may be freed meanwhile
             if name.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n") == str(path):
-                user = f"/dev/{name.parent.parent.name}"
-    if user:
-        raise FactoryError(f"is in use by {user}", where=str(path), mend="wait until that has ended, or end it")
+                return f"/dev/{name.parent.parent.name}"
+    return None
 
 
 def take_after(new: Path, old: Path) -> None:

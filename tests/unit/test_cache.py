@@ -146,7 +146,7 @@ def test_what_is_to_be_kept_stays_with_what_it_stands_on(cache):
 def test_what_a_running_build_has_recorded_or_used_stays(cache):
     base, medium = cache.base(age=9), cache.medium("m", age=9)
     layer = cache.layer(base, "cloud_init", age=9)
-    used = cache.medium("used since", age=-0.001)
+    used = cache.medium("used since", age=-1)
     other = cache.medium("other", age=8)
     owner = subprocess.Popen(["sleep", "1000"])
     try:

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import typing as t
 from pathlib import Path
 
@@ -388,7 +389,14 @@ def on_loop(disk: Path, fstype: str, work: t.Callable[[Path], None]) -> None:
 
 
 def in_use(disk: Path) -> bool:
-    """Whether a loop device or a mount of it stayed behind."""
+    """Whether a loop device or a mount of it stays behind; whoever looks at all devices may hold one for a moment."""
+    deadline = time.monotonic() + 30
+    while (found := _listed(disk)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return found
+
+
+def _listed(disk: Path) -> bool:
     return str(disk) in tool("losetup", "--list") or str(disk) in Path("/proc/self/mountinfo").read_text()
 
 
@@ -469,3 +477,14 @@ def test_where_e2fsck_can_make_no_holes_zerofree_does(dirty):
     assert before - _trim.allocated_in(dirty, volume) >= 19 * MIB
     assert content(dirty) == LIVE
     assert not in_use(dirty)
+
+
+@pytest.mark.root
+def test_what_a_loop_device_has_open_is_refused(dirty):
+    node = tool("losetup", "--find", "--show", dirty).strip()
+    try:
+        with pytest.raises(FactoryError, match=rf"is in use by {node}; wait until that has ended"):
+            run(dirty)
+    finally:
+        tool("losetup", "--detach", node)
+    assert run(dirty).changed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _disk_info, _qemu_img
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _disk_chain, _disk_info, _qemu_img
 from ansible_collections.cloudimg.factory.plugins.module_utils._disk_chain import chain
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
@@ -287,4 +287,5 @@ def test_other_file_systems_are_mounted_if_that_is_allowed(tmp_path, fstype):
     assert found.os_release["ID"] == "debian"
     assert [row["name"] for row in found.packages or []] == ["adduser", "zlib1g"]
     assert disk.read_bytes() == before
-    assert str(disk) not in tool("losetup", "--list") + Path("/proc/self/mountinfo").read_text()
+    assert str(disk) not in Path("/proc/self/mountinfo").read_text()
+    _disk_chain.refuse_in_use(disk)

@@ -21,6 +21,7 @@ from ansible.utils.vars import merge_hash
 from ansible_collections.cloudimg.factory.plugins.module_utils._definition import DURING_BUILD
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, file_digests, tree_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.plugin_utils._code import modules_of
 from ansible_collections.cloudimg.factory.plugins.plugin_utils._heartbeat import playbook_owner
 
 _PRIVATE = ("_inputs", "_controller", "_owner")
@@ -60,6 +61,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 continue
             path = self._role(name, task_vars)
             found[f"role {name}"] = tree_digest(path)[:32]
+            found.update({f"module {module}": code[:32] for module, code in modules_of(path).items()})
             prefixes.add(f"{name.rpartition('.')[2].rpartition('/')[2].replace('-', '_')}_")
             waiting += self._dependencies(path)
         for name, value in sorted(task_vars.items()):

@@ -17,14 +17,17 @@ from ansible.utils.collection_loader._collection_finder import _get_collection_r
 from ansible.utils.vars import load_extra_vars
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _definition, _parent
-from ansible_collections.cloudimg.factory.plugins.module_utils._digest import file_digests, tree_digest
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, file_digests, tree_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.plugin_utils._code import modules_of
 from ansible_collections.cloudimg.factory.plugins.plugin_utils._origin import Places
 
 COLLECTION = Path(__file__).parent.parent.parent
 SPECIFICATION = COLLECTION / "roles/definition/meta/argument_specs.yml"
 STAGES = ("media", "base_vm", "cloud_init", "applications", "harden", "sanitize", "export", "assess")
 """The stages whose roles and variables go into an image."""
+GUEST_STAGES = ("cloud_init", "applications", "harden", "sanitize")
+"""Those that write layers, by modules of this collection, too."""
 NOT_RECORDED = (
     *_definition.DURING_BUILD,
     "assess_override",
@@ -150,6 +153,8 @@ class ActionModule(ActionBase):
                 if (COLLECTION / "roles" / name).is_dir()
             },
             "variables": self._stage_variables(task_vars),
+            # As with the layers themselves, see disk_layer.
+            "code": {name: data_digest(code) for name, code in _code_of(GUEST_STAGES).items() if code},
         }
         scripts = [self._script(item, task_vars, where("image_scripts")) for item in definition["image_scripts"]]
         definition["image_scripts"] = [item for item, _input in scripts]
@@ -228,6 +233,11 @@ class ActionModule(ActionBase):
             key="image_roles",
             mend="correct its name, or install it below roles/ beside the playbook",
         )
+
+
+def _code_of(stages: t.Iterable[str]) -> dict[str, dict[str, str]]:
+    """The modules of this collection that stages call, with the digests of their code."""
+    return {name: modules_of(COLLECTION / "roles" / name) for name in stages}
 
 
 def _plain(value: t.Any) -> t.Any:

@@ -15,7 +15,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _cli, _layers, _libvirt, _qemu_img, _state
-from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, fast_checksum
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
@@ -78,7 +78,12 @@ class Order:
 
 def base_path(workspace: _state.Workspace, digest: str) -> Path:
     """Where the base with that digest is kept."""
-    return workspace.layers / f"base_vm-{digest[:32]}.qcow2"
+    return workspace.layers / base_name(digest)
+
+
+def base_name(digest: str) -> str:
+    """The name of its file."""
+    return f"base_vm-{digest[:32]}.qcow2"
 
 
 def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -> Result:
@@ -92,7 +97,7 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     path = base_path(order.workspace, digest)
     result = Result(log_path=str(order.directory / "logs"))
     result.extra = {"base": {"path": str(path), "digest": digest, "size": order.disk_size}, "cached": True}
-    if _intact(path):
+    if _intact(path) and (check_mode or _layers.touch(order.workspace, path)):
         return result
     before = dict(_layers.previous(order.workspace, order.image, "base_vm").get("inputs", {}))
     result.extra["cached"] = False
@@ -112,13 +117,10 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
 
 
 def _intact(path: Path) -> bool:
-    record = _state.read_json(path.with_suffix(".json"), {})
-    if not path.exists() or record.get("file_size") != path.stat().st_size:
+    record = _layers.record_of(path)
+    if not record or not path.exists() or record.get("file_size") != path.stat().st_size:
         return False
-    with contextlib.suppress(FactoryError):
-        _qemu_img.check(path)
-        return True
-    return False
+    return path.name == base_name(str(record.get("digest"))) and _layers.damage(path, record) is None
 
 
 def _reason(path: Path, before: dict[str, t.Any], inputs: dict[str, t.Any]) -> str:
@@ -181,6 +183,7 @@ def _install_base(order: Order, inputs: dict[str, t.Any], digest: str, path: Pat
             "inputs": inputs,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "file_size": disk.stat().st_size,
+            "checksum": fast_checksum(disk),
             "seconds": round(time.monotonic() - began, 1),
             "accelerator": accelerator,
         }

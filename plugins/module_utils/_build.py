@@ -63,15 +63,30 @@ class Builds:
         found = (_state.read_json(path) for path in self.folder.glob(f"*/{FILE}"))
         return sorted((dict(build) for build in found), key=lambda build: version_key(build["version"]), reverse=True)
 
-    def begin(self, version: str, digest: str, definition: Build, inputs: t.Mapping[str, t.Any]) -> Result:
-        """Begin a build, take up an unfinished one of the same digest, or find that there is nothing to do."""
+    def intact(self, digest: str) -> Build | None:
+        """The newest complete build, where it is of that digest and its files are as they were made."""
+        newest = next((build for build in self.all() if build["complete"]), None)
+        return newest if newest and newest["digest"] == digest and not self._fault(newest) else None
+
+    def begin(
+        self,
+        version: str,
+        digest: str,
+        definition: Build,
+        inputs: t.Mapping[str, t.Any],
+        lost: t.Callable[[Build], str | None] | None = None,
+    ) -> Result:
+        """Begin a build, take up an unfinished one of the same digest, or find that there is nothing to do.
+
+        :param lost: tells why a complete build whose files are whole has to be made again; None where it need not.
+        """
         _state.check_version(version)
         self.lock.check()
         if not self._check_mode:
             self._workspace.make()
             self.lock.take()
         try:
-            result = self._begin(version, digest, definition, inputs)
+            result = self._begin(version, digest, definition, inputs, lost)
         except BaseException:
             self._unlock()
             raise
@@ -79,11 +94,20 @@ class Builds:
             self._unlock()
         return result
 
-    def _begin(self, version: str, digest: str, definition: Build, inputs: t.Mapping[str, t.Any]) -> Result:
+    def _begin(
+        self,
+        version: str,
+        digest: str,
+        definition: Build,
+        inputs: t.Mapping[str, t.Any],
+        lost: t.Callable[[Build], str | None] | None,
+    ) -> Result:
         result = Result()
         builds = self.all()
         newest = next((build for build in builds if build["complete"]), None)
         fault = self._fault(newest) if newest and newest["digest"] == digest else None
+        if newest and newest["digest"] == digest and not fault and lost:
+            fault = lost(newest)
         if newest and newest["digest"] == digest and not fault:
             result.extra = {"build": newest, "resumed": False}
             return result

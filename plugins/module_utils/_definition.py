@@ -31,7 +31,7 @@ Locate = t.Callable[[t.Sequence[str]], t.Optional[str]]
 
 NOT_CONTENT = frozenset(
     f"image_{name}"
-    for name in ("version", "workspace", "builder", "connection", "keep_on_failure", "timeouts", "scripts")
+    for name in ("version", "workspace", "builder", "connection", "keep_on_failure", "timeouts", "scripts", "cache_max")
 )
 """What makes no other image. (Scripts do, but by their content, not by their names.)"""
 
@@ -188,6 +188,13 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
         disk["size_bytes"] = parse_size(disk["size"])
     except ValueError as exc:
         checker.refuse(("image_disk", "size"), str(exc), "give a number with M, G or T, such as 8G")
+
+    if definition["image_cache_max"] is not None:
+        try:
+            parse_size(definition["image_cache_max"])
+        except ValueError as exc:
+            checker.refuse(("image_cache_max",), str(exc), "give a number with M, G or T, such as 50G")
+        definition["image_cache_max"] = definition["image_cache_max"].strip().removesuffix("iB")
 
     _check_expiry(definition["image_expires"], checker)
     if definition["image_medium"]:

@@ -13,6 +13,7 @@ import os
 import queue
 import threading
 import typing as t
+import zlib
 from pathlib import Path
 
 ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
@@ -62,6 +63,18 @@ def file_digests(path: Path, algorithms: t.Sequence[str] = ALGORITHMS) -> dict[s
         while chunk := stream.read(_CHUNK):
             digester.update(chunk)
     return digester.hexdigests()
+
+
+def fast_checksum(path: Path) -> str:
+    """C(crc32:<hex>) of a file: it finds what a disk or memory has damaged, several times as fast as a digest would.
+
+    It is no protection against somebody who means to deceive.
+    """
+    value = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return f"crc32:{value:08x}"
 
 
 def _stamp(path: Path) -> list[int]:

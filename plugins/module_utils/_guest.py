@@ -214,4 +214,8 @@ def check_parent(layer: Layer) -> None:
     """Raise FactoryError where the disk below a layer is not fit to stand on."""
     if not layer.parent.exists():
         raise FactoryError("is not there", where=str(layer.parent), mend="run the stage before this one again")
-    _qemu_img.check(layer.parent)
+    wrong = _layers.damage(layer.parent, _layers.record_of(layer.parent) or {})
+    if wrong:
+        raise FactoryError(
+            wrong, where=str(layer.parent), mend="run the stage before this one again, which rebuilds it"
+        )

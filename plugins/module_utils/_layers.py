@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _qemu_img, _state
-from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, fast_checksum
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 RECIPE = 1
@@ -64,10 +64,47 @@ def digest_of(path: Path) -> str:
 
     :raises FactoryError: the layer or its record is not there.
     """
-    record = _state.read_json(path.with_suffix(".json"), {})
+    record = record_of(path) or {}
     if not path.exists() or not isinstance(record.get("digest"), str):
         raise FactoryError("is not in the layer cache", where=str(path), mend="run the stage before this one again")
     return str(record["digest"])
+
+
+def record_of(path: Path) -> dict[str, t.Any] | None:
+    """The record beside a layer (or base) in the cache: {} where there is none, None where it is broken."""
+    try:
+        record = _state.read_json(path.with_suffix(".json"), {})
+    except FactoryError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def damage(path: Path, record: t.Mapping[str, t.Any]) -> str | None:
+    """What is wrong with the content of a layer (or base), by its metadata and the checksum in its record, if any."""
+    try:
+        _qemu_img.check(path)
+    except FactoryError as exc:
+        return str(exc)
+    known = record.get("checksum")
+    try:
+        if known and known != fast_checksum(path):
+            return f"{path.name} is damaged: its content is not what was written"
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        return f"{path.name} cannot be read: {exc.strerror}"
+    return None
+
+
+def touch(workspace: _state.Workspace, path: Path) -> bool:
+    """Note that a disk in the cache is used; False where it was removed meanwhile to keep the cache within its bound."""
+    with _state.lock(workspace.cache_lock, wait=60, busy="another process looks after the layer cache"):
+        record = path.with_suffix(".json")
+        if not path.exists() or not record.exists():
+            return False
+        with contextlib.suppress(PermissionError):
+            os.utime(record)
+        return True
 
 
 def stamp(path: Path) -> list[int]:
@@ -78,25 +115,41 @@ def stamp(path: Path) -> list[int]:
 
 def flaw(layer: Layer, with_packages: bool = False) -> str | None:
     """Why a layer cannot be taken from the cache; None when it can."""
-    record = _state.read_json(layer.path.with_suffix(".json"), {})
+    try:
+        return _flaw(layer, with_packages)
+    except FileNotFoundError:  # it was removed meanwhile, to keep the cache within its bound
+        return _what_changed(layer)
+
+
+def _flaw(layer: Layer, with_packages: bool) -> str | None:
+    record = record_of(layer.path)
+    if record is None:
+        return f"the record of the cached layer {layer.path.name} is broken"
     if not layer.path.exists() or not record:
         return _what_changed(layer)
+    if record.get("digest") != layer.digest:
+        return f"the cached layer {layer.path.name} has the record of another one"
     if record.get("stamp") != stamp(layer.path):
         return f"the cached layer {layer.path.name} was written to, or copied"
     if not layer.parent.exists() or record.get("parent_stamp") != stamp(layer.parent):
         return f"the disk below it ({layer.parent.name}) was made again"
-    if with_packages and not layer.packages.exists():
-        return f"{layer.packages.name} is gone"
+    if with_packages and not _listed(layer.packages):
+        return f"{layer.packages.name} is {'broken' if layer.packages.exists() else 'gone'}"
+    wrong = damage(layer.path, record)
+    return f"the cached layer {wrong}" if wrong else None
+
+
+def _listed(path: Path) -> bool:
+    """Whether there is a list of packages."""
     try:
-        _qemu_img.check(layer.path)
-    except FactoryError as exc:
-        return f"the cached layer {exc}"
-    return None
+        return bool(_state.read_json(path))
+    except FactoryError:
+        return False
 
 
 def previous(workspace: _state.Workspace, image: str, stage: str) -> dict[str, t.Any]:
     """The record of the newest disk that a stage made for an image, with any inputs; {} where there is none."""
-    records = (_state.read_json(path, {}) for path in workspace.layers.glob(f"{stage}-*.json"))
+    records = (record_of(path) or {} for path in workspace.layers.glob(f"{stage}-*.json"))
     ours = [record for record in records if record.get("stage") == stage and record.get("image") == image]
     newest: dict[str, t.Any] = max(ours, key=lambda record: str(record.get("created")), default={})
     return newest
@@ -143,7 +196,7 @@ def create(layer: Layer, path: Path) -> None:
 
 def facts(layer: Layer) -> dict[str, t.Any]:
     """What the stage has found out about a layer in the cache."""
-    return dict(_state.read_json(layer.path.with_suffix(".json"), {}).get("facts", {}))
+    return dict((record_of(layer.path) or {}).get("facts") or {})
 
 
 def commit(
@@ -167,7 +220,8 @@ def commit(
             os.close(handle)
     record_path = layer.path.with_suffix(".json")
     busy = f"another build keeps the layer {layer.path.name}"
-    with _state.lock(layer.workspace.run / "layers.lock", wait=60, busy=busy):
+    checksum = fast_checksum(disk)
+    with _state.lock(layer.workspace.cache_lock, wait=60, busy=busy):
         if flaw(layer, packages is not None) is None:
             _state.remove(disk)
             return False
@@ -182,6 +236,7 @@ def commit(
             "parent_stamp": stamp(layer.parent),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "stamp": stamp(disk),
+            "checksum": checksum,
             "facts": dict(found or {}),
         }
         with _state.explain_os_errors(layer.path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 import typing as t
 from pathlib import Path
@@ -202,10 +203,19 @@ class MediaCache:
     def _complete(self, provided: Provided, sha256: str) -> Provided:
         provided.sha256 = sha256
         provided.path = self._named(sha256)
+        self._touch(provided.path)
         provided.size = provided.path.stat().st_size
         about = read_json(provided.path.with_suffix(".json"), {})
         provided.label, provided.needs = about.get("label"), about.get("needs")
         return provided
+
+    def _touch(self, iso: Path) -> None:
+        """Note that it is used, for the bound of the caches."""
+        with lock(self._workspace.cache_lock, wait=60, busy="another process looks after the caches"):
+            if not iso.exists():
+                raise FactoryError("was removed from the cache meanwhile", where=str(iso), mend="run this again")
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                os.utime(iso.with_suffix(".json"))
 
     def _forget_old(self) -> None:
         for part in self._folder.glob(".incoming-*"):

@@ -81,6 +81,7 @@ def disk_digest(definition: t.Mapping[str, t.Any], inputs: t.Mapping[str, t.Any]
     stages = inputs.get("stage") or {}
     given = {
         "stage": {name: stages[name] for name in (*DISK_STAGES, "layer") if name in stages},
+        "code": {name: code for name, code in (inputs.get("code") or {}).items() if name in DISK_STAGES},
         "variables": {k: v for k, v in (inputs.get("variables") or {}).items() if k.startswith(prefixes)},
         **{name: inputs[name] for name in ("role", "scripts", "files", "answer_file", "parent") if inputs.get(name)},
     }
@@ -116,6 +117,8 @@ def ensure_base(
     path = Path(record["path"])
     below = {"image": parent, "version": found["version"], "digest": record["digest"]}
     result.extra["base"] = {"path": str(path), "digest": record["digest"], "size": size, "parent": below}
+    if not check_mode and not _layers.touch(workspace, path):
+        raise _missing(workspace, image, parent, [(found, f"stands on {path.name}, which was removed meanwhile")])
     if _qemu_img.info(path).virtual_size == size:
         return result
     layer = _layers.Layer(workspace, image, "base_vm", path, str(record["digest"]), {"image_disk.size": size})
@@ -125,6 +128,42 @@ def ensure_base(
         if not check_mode:
             _enlarge(layer, size)
     return result
+
+
+def disk_lost(
+    workspace: _state.Workspace, image: str, descendants: t.Sequence[t.Mapping[str, t.Any]]
+) -> t.Callable[[Build], str | None]:
+    """For :meth:`Builds.begin`: why a complete build has to be made again for those that are to stand on its disk.
+
+    Layers go from their cache when that outgrows its bound. For the image itself that does not matter any more.
+
+    :param descendants: the C(image), C(parent) and C(digest) (of its build, as it is defined now) of each image that is
+        built in the same run and stands on another one.
+    """
+
+    def reason(build: Build) -> str | None:
+        child = _child_in_need(workspace, image, descendants)
+        if child is None:
+            return None
+        fault = _fault(workspace, build, disk_digest(build["definition"], build.get("inputs") or {}))
+        return f"{child} is to stand on {image} {build['version']}, which {fault}" if fault else None
+
+    return reason
+
+
+def _child_in_need(
+    workspace: _state.Workspace, image: str, descendants: t.Sequence[t.Mapping[str, t.Any]]
+) -> str | None:
+    """An image that is going to be built on the disk of ``image``."""
+    for child in descendants:
+        if child["parent"] != image:
+            continue
+        name = _state.check_image_name(str(child["image"]))
+        build = Builds(str(workspace.root), name).intact(str(child["digest"]))
+        # It is complete itself, and yet built again if its own children want its disk.
+        if build is None or disk_lost(workspace, name, descendants)(build):
+            return name
+    return None
 
 
 def _enlarge(layer: _layers.Layer, size: int) -> None:
@@ -149,7 +188,7 @@ def _fault(workspace: _state.Workspace, build: Build, digest: str) -> str | None
 
 def _layer_fault(workspace: _state.Workspace, path: Path, digest: str) -> str | None:
     """What is wrong with a layer in the cache, or with one of those below it."""
-    record = _state.read_json(path.with_suffix(".json"), {})
+    record = _layers.record_of(path) or {}
     if not path.exists() or record.get("digest") != digest:
         return f"stands on {path.name}, which is not in the layer cache any more"
     if "parent" not in record:
@@ -169,7 +208,4 @@ def _missing(workspace: _state.Workspace, image: str, parent: str, reasons: list
         return FactoryError(f"{parent} is not built yet", where=where, key="image_parent", mend=both)
     gone = next(((build, reason) for build, reason in reasons if "layer" in reason and build["complete"]), None)
     build, reason = gone or reasons[0]
-    if gone:
-        # A build that is complete is not begun again by itself.
-        both = f"remove {Path(build['dir'], 'build.json')}, then {both}"
     return FactoryError(f"{parent} {build['version']} {reason}", where=where, key="image_parent", mend=both)

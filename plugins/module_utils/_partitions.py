@@ -40,6 +40,11 @@ class Volume:
     partuuid: str = ""
 
 
+def table_of(disk: Path) -> str | None:
+    """The kind of partition table of a raw disk, C(gpt) or C(dos) most often; None where there is none."""
+    return _probe(disk).get("PTTYPE")
+
+
 def volumes(disk: Path) -> list[Volume]:
     """What is on a raw disk, with the file systems that blkid recognises."""
     known = _probe(disk)

@@ -156,10 +156,29 @@ def create(
     below = ["-b", _name(backing), "-F", backing_fmt] if backing else []
     end = [] if size is None else [str(size)]
     try:
-        _run(path, "create", "-q", "-f", fmt, *below, *_options(options or {}), _name(path), *end)
+        slow = _quiet if (options or {}).get("preallocation") else None
+        _run(path, "create", "-q", "-f", fmt, *below, *_options(options or {}), _name(path), *end, tick=slow)
     except FactoryError:
         path.unlink(missing_ok=True)
         raise
+
+
+def resize(path: Path, size: int, fmt: str = "qcow2", *, shrink: bool = False) -> None:
+    """Give a disk of our own another virtual size in bytes; ``shrink`` must be said where that is less than it has."""
+    smaller = ["--shrink"] if shrink else []
+    _run(path, "resize", "-q", "-f", fmt, *smaller, _name(path), str(size), tick=_quiet)
+
+
+def rebase(path: Path, backing: Path, backing_fmt: str, *, unsafe: bool = False) -> None:
+    """Have a qcow2 stand on another disk with what it holds unchanged; with ``unsafe`` only the name is changed."""
+    how = ["-u"] if unsafe else ["-p"]
+    _run(path, "rebase", "-f", "qcow2", *how, "-b", _name(backing), "-F", backing_fmt, _name(path), tick=_quiet)
+
+
+def measure(path: Path, fmt: str = "qcow2") -> int:
+    """How many bytes the content of a disk takes in a raw file with holes."""
+    answer = _run(path, "measure", "--output=json", "-O", "raw", "-f", fmt, _name(path), tick=_quiet).json()
+    return int(answer["required"])
 
 
 def info(path: Path, fmt: str = "qcow2", *, chain: bool = False) -> ImageInfo:
@@ -196,6 +215,20 @@ def check(path: Path, fmt: str = "qcow2") -> None:
         raise FactoryError(
             f"is corrupted ({count} errors)", where=str(path), mend="remove it, so that it is made again"
         )
+
+
+def examine(path: Path, fmt: str = "qcow2", repair: str | None = None) -> dict[str, int]:
+    """What C(qemu-img check) counts: C(corruptions), C(leaks) and others; {} for a format that has nothing to check.
+
+    :param repair: C(leaks), or C(all) to have what is damaged made consistent too, which may cost data.
+    """
+    wanted = ["-r", repair] if repair else []
+    done = _run(path, "check", "--output=json", "-f", fmt, *wanted, _name(path), ok=(0, 2, 3, 63), tick=_quiet)
+    if done.rc == 63:
+        return {}
+    counted = done.json()
+    found = {key.replace("-", "_"): value for key, value in counted.items() if isinstance(value, int)}
+    return {"corruptions": 0, "leaks": 0, "check_errors": 0, **found}
 
 
 def convert(
@@ -240,6 +273,13 @@ def compare(a: Path, a_fmt: str, b: Path, b_fmt: str, *, tick: Tick | None = Non
     """Whether a guest would read the same from both disks; where one is longer, the rest must be zeros."""
     done = _run(a, "compare", "-p", "-f", a_fmt, "-F", b_fmt, _name(a), _name(b), ok=(0, 1), tick=tick or _quiet)
     return done.rc == 0
+
+
+def copy_head(path: Path, fmt: str, target: Path, size: int) -> None:
+    """Write the first ``size`` bytes (whole MiB) of a disk to a raw file."""
+    block = 1 << 20
+    places = (f"bs={block}", f"count={size // block}", f"if={_name(path)}", f"of={_name(target)}")
+    _run(path, "dd", "-f", fmt, "-O", "raw", *places)
 
 
 def disk_map(path: Path, fmt: str = "qcow2") -> list[dict[str, t.Any]]:

@@ -24,7 +24,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Own
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 VERSION_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,63}")
-_PARTIAL = ".partial-"
+PARTIAL = ".partial-"
+"""What the names begin with that are not final yet."""
 
 
 def check_image_name(name: str, where: str = "inventory") -> str:
@@ -60,6 +61,7 @@ class Workspace:
         self.layers = self.root / "cache" / "layers"
         self.builds = self.root / "builds"
         self.run = self.root / "run"
+        self.cache_lock = self.run / "layers.lock"
 
     def make(self) -> Workspace:
         """Make the directories; raises FactoryError where that cannot be."""
@@ -126,14 +128,14 @@ def partial(final: Path) -> t.Iterator[Path]:
 
 def partial_path(final: Path, owner: Owner) -> Path:
     """The name beside ``final`` that is ``owner``'s to write to, and goes with it, see :func:`reap_partials`."""
-    return final.parent / f"{_PARTIAL}{owner.pid}-{owner.started}-{final.name}"
+    return final.parent / f"{PARTIAL}{owner.pid}-{owner.started}-{final.name}"
 
 
 def reap_partials(folder: Path) -> list[str]:
     """Remove what killed processes left half written in ``folder``; returns the names."""
     reaped = []
-    for path in sorted(folder.glob(f"{_PARTIAL}*")) if folder.is_dir() else []:
-        pid, _sep, rest = path.name[len(_PARTIAL) :].partition("-")
+    for path in sorted(folder.glob(f"{PARTIAL}*")) if folder.is_dir() else []:
+        pid, _sep, rest = path.name[len(PARTIAL) :].partition("-")
         started = rest.partition("-")[0]
         if pid.isdigit() and started.isdigit():
             owner = Owner(int(pid), int(started), Owner.of().boot)

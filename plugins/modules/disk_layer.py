@@ -258,6 +258,8 @@ def _opened(module: AnsibleModule, only_ask: bool) -> Result:
     if options["packages"]:
         result.extra["packages"] = str(layer.packages)
     reason = _layers.flaw(layer, options["packages"])
+    if reason is None and not only_ask and not _layers.touch(layer.workspace, layer.path):
+        reason = f"{layer.path.name} was removed from the cache meanwhile"
     if reason is None:
         result.extra["facts"] = _layers.facts(layer)
         return result

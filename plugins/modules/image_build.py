@@ -64,6 +64,27 @@ options:
     description: RV(cloudimg.factory.image_definition#module:inputs).
     type: dict
     default: {}
+  descendants:
+    description:
+      - The images that are built in the same run and stand on another one. Where one of them is going to be built on the disk
+        of this image, and that disk is not in the layer cache any more, O(state=begun) begins another build, even though the
+        newest is complete.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      image:
+        description: Its name.
+        type: str
+        required: true
+      parent:
+        description: The name of its parent.
+        type: str
+        required: true
+      digest:
+        description: Its RV(cloudimg.factory.image_definition#module:digest).
+        type: str
+        required: true
   stage:
     description: The stage that O(record) is of, or that failed.
     type: str
@@ -208,6 +229,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils._build import Builds
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._parent import disk_lost
+from ansible_collections.cloudimg.factory.plugins.module_utils._state import Workspace
 
 SPEC: dict[str, t.Any] = {
     "workspace": {"type": "path", "required": True},
@@ -217,6 +240,12 @@ SPEC: dict[str, t.Any] = {
     "digest": {"type": "str"},
     "definition": {"type": "dict"},
     "inputs": {"type": "dict", "default": {}},
+    "descendants": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {name: {"type": "str", "required": True} for name in ("image", "parent", "digest")},
+    },
     "stage": {"type": "str"},
     "record": {"type": "dict"},
     "reason": {"type": "str", "default": "unknown"},
@@ -230,7 +259,8 @@ def work(module: AnsibleModule) -> Result:
     want = module.params
     builds = Builds(want["workspace"], want["image"], want["_owner"], module.check_mode)
     if want["state"] == "begun":
-        return builds.begin(want["version"], want["digest"], want["definition"], want["inputs"])
+        lost = disk_lost(Workspace(want["workspace"]), want["image"], want["descendants"])
+        return builds.begin(want["version"], want["digest"], want["definition"], want["inputs"], lost)
     if want["state"] == "recorded":
         return builds.record(want["version"], want["stage"], want["record"], want["_build"])
     if want["state"] == "finished":

@@ -50,8 +50,8 @@ version:
 digest:
   description:
     - SHA-256 of all that goes into the image. The same digest means the same image.
-    - C(image_version), C(image_workspace), C(image_builder), C(image_connection), C(image_keep_on_failure) and
-      C(image_timeouts) do not count.
+    - C(image_version), C(image_workspace), C(image_builder), C(image_connection), C(image_keep_on_failure),
+      C(image_cache_max) and C(image_timeouts) do not count.
   returned: success
   type: str
   sample: 0f343b0931126a20f133d67c2b018a3b0f343b0931126a20f133d67c2b018a3b

@@ -283,6 +283,36 @@ def test_a_parent_whose_layer_is_gone(family):
     assert f"stands on {layer.name}, which is not in the layer cache any more; build it, as by --limit" in message
 
 
+def test_a_complete_parent_whose_disk_is_lost_is_built_again_for_its_child(family):
+    build = family.build("parent")
+    path = build.pop("path")
+    layer, descriptor = Path(build["stages"]["applications"]["path"]), path.with_name("descriptor.json")
+    descriptor.write_text("{}")
+    before = path.read_text()
+    exported = {"export": {"descriptor": str(descriptor), "artifacts": []}}
+    _state.write_json(path, {**build, "complete": True, "stages": {**build["stages"], **exported}})
+    later = {**family.images["parent"], "image_version": "999912312359"}
+    site = Site(family.root, {**family.images, "parent": later, "sibling": {"image_parent": "parent"}})
+    aside = layer.with_suffix(".aside")
+    try:
+        whole = site.play("parent,sibling", "--tags", "none")
+        layer.rename(aside)
+        alone = site.play("parent", "--tags", "none")
+        lost = site.play("parent,sibling", "--tags", "none")
+    finally:
+        if aside.exists():
+            aside.rename(layer)
+        path.write_text(before)
+        _state.remove(path.parent.with_name("999912312359"))
+        descriptor.unlink()
+    for played in (whole, alone):
+        assert f"parent {build['version']} is complete in" in played.output
+    assert (
+        f"build parent 999912312359: sibling is to stand on parent {build['version']}, which stands on {layer.name}, which is"
+        in " ".join(lost.output.split())
+    )
+
+
 def test_a_layer_below_that_was_written_to(family):
     layer = Path(family.build("parent")["stages"]["applications"]["path"])
     stat = layer.stat()

@@ -71,7 +71,11 @@ def _check_extensions(head: Head, cluster: int) -> None:
 def _check_tables(head: Head, size: int, cluster: int, extended: bool) -> None:
     l1_size, l1_at, refcounts_at, refcount_clusters, snapshots, snapshots_at = head.unpack(">IQQIIQ", 36)
     per_l2 = cluster // (16 if extended else 8)
-    if l1_size * 8 > _LARGEST_L1 or refcount_clusters * cluster > _LARGEST_REFCOUNT_TABLE or snapshots > _MOST_SNAPSHOTS:
+    if (
+        l1_size * 8 > _LARGEST_L1
+        or refcount_clusters * cluster > _LARGEST_REFCOUNT_TABLE
+        or snapshots > _MOST_SNAPSHOTS
+    ):
         head.refuse("claims to have larger tables than any qcow2", BROKEN)
     if l1_size < -(-size // (cluster * per_l2)):
         head.refuse("has a table (L1) that is smaller than the disk that it claims", BROKEN)

@@ -31,15 +31,11 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._download import Client, Interrupted, discard
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_source import (
-    KEY,
-    Source,
-    SourceDisk,
-    source_of,
-)
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_source import Source, source_of
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import KEY, SourceDisk
 
 _RECIPE = 1
 """Raised when this makes another base out of the same inputs."""

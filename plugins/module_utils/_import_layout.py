@@ -30,12 +30,13 @@ Tick = t.Callable[[str], None]
 class Layout:
     """What is on a disk.
 
-    :ivar root: the partition with the root file system.
+    :ivar root: the partition with the root file system; ``volumes`` all of them.
     :ivar bios: whether there is a boot loader for BIOS; ``uefi``: whether there is an EFI system partition.
     :ivar warnings: what does not suit a cloud, one line each.
     """
 
     root: _partitions.Volume
+    volumes: tuple[_partitions.Volume, ...]
     bios: bool
     uefi: bool
     warnings: tuple[str, ...]
@@ -43,7 +44,8 @@ class Layout:
     def dump(self) -> dict[str, t.Any]:
         """For a module's result and the records."""
         return {
-            "root": {"partition": self.root.number, "fstype": self.root.fstype, "uuid": self.root.uuid},
+            "root": _dump(self.root),
+            "volumes": [_dump(volume) for volume in self.volumes if volume.uuid],
             "bios": self.bios,
             "uefi": self.uefi,
         }
@@ -80,7 +82,7 @@ def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
         warnings.append(
             "it has no boot loader in its first sector and no EFI system partition, so that it may not boot"
         )
-    return Layout(root, bios, uefi, tuple(warnings))
+    return Layout(root, tuple(found), bios, uefi, tuple(warnings))
 
 
 def _root(found: t.Sequence[_partitions.Volume], where: str, key: str) -> _partitions.Volume:
@@ -149,6 +151,10 @@ def _separate_boot(
     # Without a look into it: what is small and before the root, as all installers make it.
     small = (v for v in others if v.kind == _XBOOTLDR or (v.size <= _LARGEST_BOOT and v.offset < root.offset))
     return next(small, None)
+
+
+def _dump(volume: _partitions.Volume) -> dict[str, t.Any]:
+    return {"partition": volume.number, "fstype": volume.fstype, "uuid": volume.uuid}
 
 
 def _name(volume: _partitions.Volume) -> str:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import time
 import typing as t
@@ -21,12 +20,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Fa
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_stream import CHUNK, Pipe, SparseWriter
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors, read_json, write_json
-
-DEVICE = re.compile(r"/dev/[A-Za-z0-9][A-Za-z0-9._/+:-]*")
-"""What a device may be called, there and here."""
-
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.:_-]*[A-Za-z0-9])?")
-USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*\$?")
 
 _OWN = 255  # ssh's own errors, as against those of the command (ssh(1), EXIT STATUS)
 _SHORT = 60.0

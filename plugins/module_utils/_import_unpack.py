@@ -16,9 +16,10 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _foreign, _ova, _qemu_img
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_source import KEY, too_large
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_source import too_large
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_stream import SparseWriter, decompress
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import KEY
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors, remove
 
 _OVERHEAD = 64 << 20

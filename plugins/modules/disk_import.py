@@ -228,9 +228,9 @@ import typing as t
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils._import import Order, import_base
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_source import FORMATS, SourceDisk
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import FORMATS, SourceDisk
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import Workspace
 
 SSH: dict[str, t.Any] = {

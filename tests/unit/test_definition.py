@@ -186,7 +186,7 @@ def test_what_a_child_cannot_be(values: dict[str, t.Any], problem: str) -> None:
 
 
 def test_an_image_needs_a_medium_or_a_parent() -> None:
-    with pytest.raises(FactoryError, match=r"x\.yml:1: image_medium: is missing; set it, or image_parent$"):
+    with pytest.raises(FactoryError, match=r"x\.yml:1: image_medium: is missing; set it, or image_source_disk, or image_parent$"):
         validate(medium=None)
 
 

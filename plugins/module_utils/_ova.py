@@ -116,7 +116,8 @@ def read_members(stream: t.BinaryIO, where: str) -> dict[str, Member]:
             found[name] = Member(name, at, size)
             longer = {}
         else:
-            _refuse(f"holds {_KINDS.get(kind, 'something that is no file')} ({_name(header, longer, where)!r})", where)
+            name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
+            _refuse(f"holds {_KINDS.get(kind, 'something that is no file')} ({name!r})", where)
         at += -(-size // _BLOCK) * _BLOCK
     if not found:
         _refuse("is no archive of an appliance (OVA)", where)

@@ -278,7 +278,7 @@ def test_no_other_header_crashes_the_reader(make: t.Callable[[], bytes], changes
 
 
 @pytest.mark.slow
-@settings(FUZZ, max_examples=20000)
+@settings(FUZZ, max_examples=5000)
 @given(CHANGES, TABLES)
 def test_no_qcow2_header_crashes_the_reader_for_long(
     changes: list[tuple[int, bytes]], tables: list[tuple[int, bytes]]

@@ -175,7 +175,7 @@ def test_what_no_appliance_holds_is_refused(opened, entries, problem):
         (b"", "no archive"),
         (b"\0" * 10240, "no archive"),
         (b"hello world " * 1000, "no archive of an appliance"),
-        (archive(GOOD)[:-10240], "is cut off"),
+        (archive(GOOD)[: archive(GOOD).index(DISK) + 100], "is cut off"),
         (archive(GOOD).replace(b"vm.ovf\0", b"vm.oxf\0", 1), "or is damaged"),
     ],
 )
@@ -289,7 +289,7 @@ def test_no_description_crashes_the_reader(text):
 
 
 @pytest.mark.slow
-@settings(FUZZ, max_examples=20000)
+@settings(FUZZ, max_examples=5000)
 @given(CHANGES, st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
 def test_no_archive_crashes_the_reader_for_long(tmp_path_factory, changes, fmt):
     entries = [("x" * (20 if fmt == tarfile.USTAR_FORMAT else 200), b"y" * 600), *GOOD]

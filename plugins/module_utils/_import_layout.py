@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 import typing as t
 from pathlib import Path, PurePosixPath
 
@@ -100,20 +101,36 @@ def _root(found: t.Sequence[_partitions.Volume], where: str, key: str) -> _parti
 
 
 def _repair(raw: Path, volume: _partitions.Volume, where: str, key: str, tick: Tick) -> list[str]:
-    """Replay the journal and mend what can be mended without a question (e2fsck -p); tells when there was something."""
-    argv = ["e2fsck", "-p", f"{raw}?offset={volume.offset}"]
-    done = _cli.run(argv, timeout=_FSCK_SECONDS, check=False, tick=tick)
+    """Replay the journal and mend what can be mended without a question (e2fsck -p); tells when there was something.
+
+    What is in order is not written to.
+    """
+    place = f"{raw}?offset={volume.offset}"
+    looked = _cli.run(["e2fsck", "-f", "-n", place], timeout=_FSCK_SECONDS, check=False, tick=tick)
+    if looked.rc == 0 and _unmounted(raw, volume):
+        return []
+    done = _cli.run(["e2fsck", "-f", "-p", place], timeout=_FSCK_SECONDS, check=False, tick=tick)
     if done.rc & ~3:
-        said = _cli.tail(done.stdout + done.stderr, 3).replace(str(raw), "the disk")
+        said = _cli.tail(done.stdout + done.stderr, 3).replace(place, "the disk")
         raise FactoryError(
             f"its file system ({_name(volume)}) is damaged: {said}",
             where=where,
             key=key,
             mend="run fsck where it comes from, or import it while that machine is off",
         )
-    if done.rc == 0 and "recovering journal" not in done.stdout:
-        return []
-    return [f"the file system on {_name(volume)} was in use or not unmounted: e2fsck has brought it into order"]
+    return [f"the file system on {_name(volume)} was not in order (in use, or not unmounted): e2fsck has mended it"]
+
+
+def _unmounted(raw: Path, volume: _partitions.Volume) -> bool:
+    """Whether a file system (ext) was unmounted and its journal is empty, by its superblock.
+
+    Source: the kernel's Documentation/filesystems/ext4/super.rst, s_state and s_feature_incompat (recover).
+    """
+    with raw.open("rb") as stream:
+        stream.seek(volume.offset + 1024)
+        block = stream.read(1024)
+    state, incompatible = struct.unpack_from("<H", block, 0x3A)[0], struct.unpack_from("<I", block, 0x60)[0]
+    return bool(state & 1) and not incompatible & 4
 
 
 def _unsuitable(raw: Path, found: t.Sequence[_partitions.Volume], root: _partitions.Volume) -> list[str]:

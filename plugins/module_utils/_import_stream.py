@@ -140,7 +140,7 @@ class Pipe:
         return _cli.tail(self._errors.read().decode("utf-8", "replace"), 3)
 
 
-def decompress(path: Path, kind: str, tick: Tick) -> t.Iterator[bytes]:
+def decompress(path: Path, kind: str, tick: Tick) -> t.Generator[bytes, None, None]:
     """The content of a compressed file, some MiB at a time.
 
     :param kind: C(gzip), C(xz), C(zstd) or C(bzip2).

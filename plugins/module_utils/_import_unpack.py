@@ -10,6 +10,7 @@ What qemu-img is to read was judged before by its header (see :mod:`_foreign`), 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 from pathlib import Path
@@ -31,6 +32,9 @@ _CYLINDER = 255 * 63 * 512
 _BY_NAME = {"raw.gz": "gzip", "raw.xz": "xz", "raw.zst": "zstd", "raw.bz2": "bzip2"}
 _QEMU_NAMES = {"vhd": "vpc"}
 _SECTOR = 512
+
+
+Pieces = t.Generator[bytes, None, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +130,14 @@ def _take_out(part: Path, inner: Path, wanted: Wanted, progress: Progress) -> No
             remove(packed)
 
 
-def _pour(pieces: t.Iterator[bytes], target: Path, limit: int, wanted: Wanted, progress: Progress) -> None:
+def _pour(pieces: Pieces, target: Path, limit: int, wanted: Wanted, progress: Progress) -> None:
     with explain_os_errors(target), target.open("wb") as sink:
         writer = SparseWriter(sink, limit, too_large(wanted.shown, wanted.limit))
-        for piece in pieces:
-            writer.write(piece)
-            progress.report(done=writer.position)
+        # An error here must not leave the file open that they come from.
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                writer.write(piece)
+                progress.report(done=writer.position)
         writer.finish()
 
 

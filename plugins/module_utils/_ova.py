@@ -234,7 +234,7 @@ def _verify(
             _refuse(f"the file {name!r} is not the one that the manifest {manifest.name} tells ({algorithm})", where)
 
 
-def chunks(stream: t.BinaryIO, member: Member) -> t.Iterator[bytes]:
+def chunks(stream: t.BinaryIO, member: Member) -> t.Generator[bytes, None, None]:
     """The bytes of a member, some MiB at a time."""
     left = member.size
     while left:

@@ -152,9 +152,16 @@ class _Import:
     @contextlib.contextmanager
     def _alone(self) -> t.Iterator[None]:
         """Hold the lock of the source's place, after waiting for another job that does."""
-        self._progress.phase("waiting for another job that imports the same disk")
+
+        def waiting() -> None:
+            if not told:
+                told.append(True)
+                self._progress.phase("waiting for another job that imports the same disk")
+            self._progress.report()
+
+        told: list[bool] = []
         path = self._order.workspace.run / f"import-{self._source.place[:32]}.lock"
-        with _state.lock(path, wait=float("inf"), tick=self._progress.report):
+        with _state.lock(path, wait=float("inf"), tick=waiting):
             yield
 
     def _bring(self, expected: _sums.Checksum | None) -> str:

@@ -184,7 +184,7 @@ def _xz(stream: t.BinaryIO) -> t.Iterator[bytes]:
         decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
         while not decoder.eof:
             piece = decoder.decompress(data, CHUNK)
-            data = stream.read(CHUNK) if decoder.needs_input else b""
+            data = b"" if not decoder.needs_input else stream.read(CHUNK)
             if piece:
                 yield piece
             elif not data and decoder.needs_input and not decoder.eof:

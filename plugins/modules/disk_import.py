@@ -125,8 +125,7 @@ options:
     default: 60
 seealso:
   - module: cloudimg.factory.base_vm
-  - plugin: cloudimg.factory.adopt
-    plugin_type: role
+  - module: cloudimg.factory.image_parent
 author:
   - cloudimg.factory contributors (@cloudimg-factory)
 """

@@ -169,11 +169,12 @@ class _Import:
         workspace = self._order.workspace
         part = workspace.media / f".incoming-{self._source.place[:32]}"
         algorithm = expected.algorithm if expected else "sha256"
+        algorithms = sorted({"sha256", algorithm})
         try:
-            brought = self._source.bring(part, [algorithm], self._order.disk_size)
+            brought = self._source.bring(part, algorithms, self._order.disk_size)
             if brought.resumed and expected and brought.digests[algorithm] != expected.value:
                 discard(part)  # its beginning may have been an older file's
-                brought = self._source.bring(part, [algorithm], self._order.disk_size)
+                brought = self._source.bring(part, algorithms, self._order.disk_size)
             got = _sums.Checksum(algorithm, brought.digests[algorithm])
             if expected and got != expected:
                 raise FactoryError(
@@ -183,7 +184,7 @@ class _Import:
                     mend="look up the publisher's current checksum, and fetch the disk from a place that you trust",
                 )
             _state.reap_partials(workspace.layers)
-            self._make(part, str(got))
+            self._make(part, str(got), brought.digests["sha256"])
         except (Interrupted, Cancelled):
             if not (self._order.source.url or self._order.source.ssh):
                 discard(part)  # only what came over a network is worth going on with
@@ -194,7 +195,7 @@ class _Import:
         discard(part)
         return str(got)
 
-    def _make(self, part: Path, content: str) -> None:
+    def _make(self, part: Path, content: str, sha256: str) -> None:
         """Make the base of a source that is here and verified."""
         order = self._order
         inputs = order.inputs(content)
@@ -219,7 +220,12 @@ class _Import:
                 file_size = disk.stat().st_size
         finally:
             _state.remove(raw)
-        source = {"place": self._source.shown, "checksum": content, **dataclasses.asdict(found)}
+        source = {
+            "place": self._source.shown,
+            "checksum": content,
+            "sha256": sha256,
+            **dataclasses.asdict(found),
+        }
         record = {
             "stage": "base_vm",
             "image": order.image,

@@ -187,10 +187,10 @@ base:
       returned: success
       sample: 8589934592
     source:
-      description: What it was made of, C(place), C(checksum), C(format) and C(virtual_size) in bytes.
+      description: What it was made of, C(place), C(checksum), C(sha256), C(format) and C(virtual_size) in bytes.
       type: dict
       returned: when there is a base
-      sample: {place: /srv/import/appliance.ova, checksum: 'sha256:e3b0…', format: 'ova: vmdk', virtual_size: 8589934592}
+      sample: {place: /srv/import/a.ova, checksum: 'sha512:cf83…', sha256: e3b0…, format: 'ova: vmdk', virtual_size: 8589934592}
     layout:
       description: >-
         The C(root) file system (C(partition), C(fstype), C(uuid)), and whether there are boot loaders for C(bios) and

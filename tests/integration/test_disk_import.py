@@ -8,6 +8,7 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import gzip
+import hashlib
 import json
 import lzma
 import os
@@ -197,6 +198,12 @@ def test_from_a_server_with_a_signed_list_of_checksums(bench, raw, tmp_path):
     finally:
         server.close()
         signer.close()
+
+
+def test_by_another_checksum_the_sha256_is_told_too(bench, raw):
+    sha512 = hashlib.sha512(raw.read_bytes()).hexdigest()
+    source = bench.run({"path": str(raw), "checksum": f"sha512:{sha512}"}).extra["base"]["source"]
+    assert (source["checksum"], source["sha256"]) == (f"sha512:{sha512}", sha256(raw))
 
 
 def test_a_wrong_checksum_keeps_nothing(bench, raw):

@@ -98,6 +98,7 @@ def test_a_block_device_of_the_builder(disk, tmp_path):
     assert base["source"] == {
         "place": device,
         "checksum": f"sha256:{hashlib.sha256(raw.read_bytes()).hexdigest()}",
+        "sha256": hashlib.sha256(raw.read_bytes()).hexdigest(),
         "format": "raw",
         "virtual_size": SIZE,
     }

@@ -93,9 +93,15 @@ def _check_tables(head: Head, size: int, cluster: int, extended: bool) -> None:
         ("L2 table", l1_at, l1_size, _L1_OFFSET),
         ("refcount block", refcounts_at, refcount_clusters * cluster // 8, _REFCOUNT_OFFSET),
     ):
-        for (entry,) in struct.iter_unpack(">Q", head.read(at, count * 8)):
+        for (entry,) in struct.iter_unpack(">Q", _table(head, at, count)):
             if entry & mask:
                 _claim(head, used, name, entry & mask, cluster, cluster)
+
+
+def _table(head: Head, at: int, count: int) -> bytes:
+    """The entries of a table; a file may end within its last cluster, of which the rest is zeros."""
+    length = min(count * 8, head.size - at)
+    return head.read(at, length) + bytes(-length % 8)
 
 
 def _claim(head: Head, used: dict[int, str], name: str, at: int, length: int, cluster: int) -> None:
@@ -103,7 +109,7 @@ def _claim(head: Head, used: dict[int, str], name: str, at: int, length: int, cl
     if at % cluster:
         head.refuse(f"has a misplaced {name}", BROKEN)
     # The last cluster of a file need not be whole.
-    if at >= head.size or (length != cluster and at + length > head.size):
+    if at >= head.size or at + length > -(-head.size // cluster) * cluster:
         head.refuse(f"has its {name} beyond its end", BROKEN)
     for number in range(at // cluster, -(-(at + length) // cluster)):
         if number in used:

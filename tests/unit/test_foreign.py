@@ -125,6 +125,7 @@ def vhdx(*, flags: int = 0, size: int = 1 << 30, regions: t.Sequence[tuple[int, 
         (qcow2(version=2), "qcow2", 1 << 30),
         (qcow2(incompatible=0b11001, l1=(0, 0, 0, 0)), "qcow2", 1 << 30),
         (qcow2(l1=(4, 5)), "qcow2", 1 << 30),
+        (qcow2()[: 3 * CLUSTER + 5], "qcow2", 1 << 30),  # the rest of the last cluster is zeros
         (vmdk(), "vmdk", 1 << 20),
         (vmdk(description=""), "vmdk", 1 << 20),
         (vdi(), "vdi", 2 << 20),

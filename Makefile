@@ -67,7 +67,7 @@ collection: $(VENV)
 	@ansible-galaxy collection build --force --output-path .venv/build >/dev/null
 
 clean: ## remove the virtual environment and the caches of the tools, but nothing of workspace/
-	rm -rf .venv .ansible .mypy_cache .pytest_cache .ruff_cache tests/output '$(COLLECTIONS)'
+	rm -rf .venv .ansible .hypothesis .mypy_cache .pytest_cache .ruff_cache tests/output '$(COLLECTIONS)'
 
 clean-cache: ## remove the cached media and layers of workspace/, but no build
 	rm -rf workspace/cache

@@ -24,7 +24,7 @@ from ansible_collections.cloudimg.factory.plugins.plugin_utils._origin import Pl
 
 COLLECTION = Path(__file__).parent.parent.parent
 SPECIFICATION = COLLECTION / "roles/definition/meta/argument_specs.yml"
-STAGES = ("media", "base_vm", "cloud_init", "applications", "harden", "sanitize", "export", "assess")
+STAGES = ("media", "base_vm", "adopt", "cloud_init", "applications", "harden", "sanitize", "export", "assess")
 """The stages whose roles and variables go into an image."""
 GUEST_STAGES = ("cloud_init", "applications", "harden", "sanitize")
 """Those that write layers, by modules of this collection, too."""
@@ -150,7 +150,7 @@ class ActionModule(ActionBase):
             "stage": {
                 name: tree_digest(COLLECTION / "roles" / name)
                 for name in (*STAGES, "layer")
-                if (COLLECTION / "roles" / name).is_dir()
+                if (COLLECTION / "roles" / name).is_dir() and (name != "adopt" or definition["image_source_disk"])
             },
             "variables": self._stage_variables(task_vars),
             # As with the layers themselves, see disk_layer.

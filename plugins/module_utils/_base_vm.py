@@ -97,7 +97,7 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     path = base_path(order.workspace, digest)
     result = Result(log_path=str(order.directory / "logs"))
     result.extra = {"base": {"path": str(path), "digest": digest, "size": order.disk_size}, "cached": True}
-    if _intact(path) and (check_mode or _layers.touch(order.workspace, path)):
+    if intact(path) and (check_mode or _layers.touch(order.workspace, path)):
         return result
     before = dict(_layers.previous(order.workspace, order.image, "base_vm").get("inputs", {}))
     result.extra["cached"] = False
@@ -109,14 +109,15 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     order.workspace.make()
     busy = "another build installs this very base"
     with _state.lock(path.with_suffix(".lock"), wait=order.timeout, busy=busy):
-        if _intact(path):  # somebody else has installed it while we waited for the lock
+        if intact(path):  # somebody else has installed it while we waited for the lock
             return Result(extra={**result.extra, "cached": True}, log_path=result.log_path)
         _state.reap_partials(order.workspace.layers)
         _install_base(order, inputs, digest, path, progress)
     return result
 
 
-def _intact(path: Path) -> bool:
+def intact(path: Path) -> bool:
+    """Whether a base is in the cache as it was made."""
     record = _layers.record_of(path)
     if not record or not path.exists() or record.get("file_size") != path.stat().st_size:
         return False

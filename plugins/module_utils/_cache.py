@@ -91,7 +91,7 @@ def entries(workspace: _state.Workspace) -> list[Entry]:
     found: dict[Path, Entry] = {}
     for kind, folder, suffix in (("layer", workspace.layers, ".qcow2"), ("medium", workspace.media, ".iso")):
         for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if file.name.startswith((".", "source-")) or file.suffix == ".lock" or not file.is_file():
+            if file.name.startswith((".", "source-", "import-")) or file.suffix == ".lock" or not file.is_file():
                 continue
             stem = next(
                 (file.name[: -len(end)] for end in (*_SIDECARS[1:], suffix, ".json") if file.name.endswith(end)), ""

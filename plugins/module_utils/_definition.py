@@ -23,6 +23,7 @@ from ansible.module_utils.errors import ArgumentValueError
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _sums
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import SourceDisk, check_source
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import check_image_name, check_version
 
 Spec = t.Mapping[str, t.Mapping[str, t.Any]]
@@ -49,6 +50,9 @@ _NAMED = {"int": "a whole number", "bool": "true or false", "list": "a list", "d
 
 BUILT = frozenset({"fai"})
 """The families of installers whose ISO is built from packages; any other needs one that is there already."""
+
+_BEGINNINGS = ("image_medium", "image_source_disk", "image_parent")
+"""What the disk of an image can begin with."""
 
 _INHERITED = ("image_os", "image_disk", "image_machine")
 
@@ -90,6 +94,7 @@ def validate(
     definition["image_title"] = definition["image_title"] or name
     definition["image_version"] = definition["image_version"] or time.strftime("%Y%m%d%H%M", time.gmtime())
     _check_rules(definition, checker)
+    _check_beginning(definition, parent, checker)
     _check_parent(definition, parent, checker)
     return definition
 
@@ -199,6 +204,11 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
     _check_expiry(definition["image_expires"], checker)
     if definition["image_medium"]:
         _check_medium(definition["image_medium"], checker)
+    if definition["image_source_disk"]:
+        check_source(
+            SourceDisk.load(definition["image_source_disk"]),
+            lambda path, problem, mend: checker.refuse(("image_source_disk", *path), problem, mend),
+        )
     definition["image_scripts"] = [_script(item, checker) for item in definition["image_scripts"]]
 
     for package in definition["image_packages"]:
@@ -220,17 +230,23 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
         checker.refuse(("image_title",), "has more than one line", "put the rest into image_description")
 
 
+def _check_beginning(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: _Checker) -> None:
+    """Whether an image begins with exactly one of a medium, an existing disk, and a parent."""
+    given = [key for key in _BEGINNINGS if definition[key] or (key == "image_parent" and parent is not None)]
+    if not given and definition["image_os"]:
+        checker.refuse(("image_medium",), "is missing", "set it, or image_source_disk, or image_parent")
+    if len(given) > 1:
+        mend = f"remove one of them ({given[0]}: null undoes what a group says)"
+        checker.refuse((given[0],), f"is given, and {given[1]} too", mend)
+
+
 def _check_parent(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: _Checker) -> None:
-    """Whether an image has either a medium or a parent, and is such as can stand on it."""
+    """Whether an image is such as can stand on its parent, where it has one."""
     named = definition["image_parent"]
     if parent is None:
-        for key in ("image_os", "image_medium"):
-            if not definition[key]:
-                checker.refuse((key,), "is missing", "set it" if key == "image_os" else "set it, or image_parent")
+        if not definition["image_os"]:
+            checker.refuse(("image_os",), "is missing", "set it")
         return
-    if definition["image_medium"]:
-        mend = "remove one of them (image_medium: null undoes what a group says)"
-        checker.refuse(("image_medium",), "is given, and image_parent too", mend)
     for key, value in parent["image_os"].items():
         if definition["image_os"][key] != value:
             problem = f"is {definition['image_os'][key]}, but that of its parent {named} is {value}"

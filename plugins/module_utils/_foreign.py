@@ -11,21 +11,29 @@ headers are read here, with plain reads, and what refers to anything else is ref
 
 from __future__ import annotations
 
-import struct
+import dataclasses
 import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._foreign_head import SECTOR, Head
+from ansible_collections.cloudimg.factory.plugins.module_utils._foreign_qcow2 import judge_qcow2
+from ansible_collections.cloudimg.factory.plugins.module_utils._foreign_vm import (
+    judge_vdi,
+    judge_vhd,
+    judge_vhdx,
+    judge_vmdk,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors
 
-_SECTOR = 512
-_LARGEST = 1 << 50
-_FLATTEN = "flatten it into one plain file where it comes from"
+LARGEST = 1 << 50
+"""Bytes beyond which no claim of a header is believed."""
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2"}
+"""How files of programs begin that compress; by their names as given here."""
+
 _NOT_DISKS = (
-    (b"\x1f\x8b", "is gzip-compressed"),
-    (b"\xfd7zXZ\x00", "is xz-compressed"),
-    (b"\x28\xb5\x2f\xfd", "is zstd-compressed"),
-    (b"BZh", "is bzip2-compressed"),
+    *((magic, f"is {name}-compressed") for magic, name in COMPRESSED.items()),
     (b"PK\x03\x04", "is a zip archive"),
     (b"LUKS\xba\xbe", "is encrypted"),
     (b"QED\x00", "is a QED image, which is not supported"),
@@ -34,34 +42,41 @@ _NOT_DISKS = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What a disk is: its format as qemu-img calls it, and how large a guest sees it, in bytes."""
+
+    format: str
+    virtual_size: int
+
+
 def identify(path: Path) -> str:
     """The qemu-img format of a file: qcow2, vmdk, vdi, vhdx, vpc or raw.
 
     :raises FactoryError: it is no disk, or it needs other files or a key.
     """
+    return judge(path).format
+
+
+def judge(path: Path, limit: int = LARGEST) -> Judged:
+    """What a file is, by its own header.
+
+    :param limit: bytes that a guest may see of it at most.
+    :raises FactoryError: it is no disk, claims what cannot be, or needs other files or a key.
+    """
     with explain_os_errors(path), path.open("rb") as stream:
-        head = stream.read(_SECTOR)
-        size = stream.seek(0, 2)
-        stream.seek(max(size - _SECTOR, 0))
-        foot = stream.read(_SECTOR)
-    for magic, problem in _NOT_DISKS:
-        if head.startswith(magic):
-            raise FactoryError(problem, where=str(path), mend="give the plain disk file")
-    if head.startswith(b"QFI\xfb"):
-        _inspect_qcow2(path, head)
-        return "qcow2"
-    if head.startswith(b"KDMV"):
-        _inspect_vmdk(path, head)
-        return "vmdk"
-    if head.startswith(b"vhdxfile"):
-        return "vhdx"
-    if head[64:68] == b"\x7f\x10\xda\xbe":
-        return "vdi"
-    if head.startswith(b"conectix") or foot.startswith(b"conectix"):
-        return "vpc"
-    # A raw disk has no magic of its own; what a PC can boot from has this one, GPT disks included.
-    if head[510:512] == b"\x55\xaa" and size % _SECTOR == 0:
-        return "raw"
+        head = Head(path, stream, limit)
+        start = head.read(0, min(SECTOR, head.size))
+        end = head.read(max(head.size - SECTOR, 0), min(SECTOR, head.size))
+        for magic, problem in _NOT_DISKS:
+            if start.startswith(magic):
+                head.refuse(problem, "give the plain disk file")
+        for matches, name, judged in _formats(start, end):
+            if matches:
+                return Judged(name, judged(head))
+        # A raw disk has no magic of its own; what a PC can boot from has this one, GPT disks included.
+        if start[510:512] == b"\x55\xaa" and head.size % SECTOR == 0:
+            return Judged("raw", head.believe(head.size))
     raise FactoryError(
         "is no disk of a known format, and has no boot sector",
         where=str(path),
@@ -69,32 +84,18 @@ def identify(path: Path) -> str:
     )
 
 
-def _unpack(layout: str, head: bytes, offset: int, path: Path) -> tuple[t.Any, ...]:
-    try:
-        return struct.unpack_from(layout, head, offset)
-    except struct.error:
-        raise FactoryError("ends within its header", where=str(path), mend="fetch it again") from None
+def _formats(start: bytes, end: bytes) -> tuple[tuple[bool, str, t.Callable[[Head], int]], ...]:
+    return (
+        (start.startswith(b"QFI\xfb"), "qcow2", judge_qcow2),
+        (start.startswith(b"KDMV"), "vmdk", judge_vmdk),
+        (start.startswith(b"vhdxfile"), "vhdx", judge_vhdx),
+        (start[64:68] == b"\x7f\x10\xda\xbe", "vdi", judge_vdi),
+        (start.startswith(b"conectix") or end.startswith(b"conectix"), "vpc", judge_vhd),
+    )
 
 
-def _inspect_qcow2(path: Path, head: bytes) -> None:
-    """Refuse what qcow2.txt of QEMU lets a header ask for, and a plain cloud image does not need."""
-    version, backing, _length, cluster_bits, size, crypt = _unpack(">IQIIQI", head, 4, path)
-    incompatible = _unpack(">Q", head, 72, path)[0] if version >= 3 else 0
-    for wrong, why in (
-        (version not in (2, 3), f"is a qcow2 of version {version}, which is not supported"),
-        (backing, "needs another file below it (backing file)"),
-        (incompatible & 0b100, "keeps its data in another file (external data file)"),
-        (crypt, "is encrypted"),
-        (incompatible & 0b10, "is marked as corrupted"),
-        (incompatible & ~0b11111, "uses features of qcow2 that are not known"),
-        (not 9 <= cluster_bits <= 21, f"has impossible clusters (2^{cluster_bits} bytes)"),
-        (size > _LARGEST, f"claims to hold {size} bytes, more than is believable"),
-    ):
-        if wrong:
-            raise FactoryError(why, where=str(path), mend=_FLATTEN)
-
-
-def _inspect_vmdk(path: Path, head: bytes) -> None:
-    # With a capacity of 0, QEMU takes the embedded text for a description of other files.
-    if _unpack("<Q", head, 12, path)[0] == 0:
-        raise FactoryError("only describes a disk that is in other files", where=str(path), mend=_FLATTEN)
+def compression(path: Path) -> str | None:
+    """How a file is compressed (C(gzip), C(xz), C(zstd), C(bzip2)), by its first bytes; None when it is not."""
+    with explain_os_errors(path), path.open("rb") as stream:
+        start = stream.read(8)
+    return next((name for magic, name in COMPRESSED.items() if start.startswith(magic)), None)

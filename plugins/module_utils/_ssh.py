@@ -49,17 +49,18 @@ class Access:
             "ServerAliveCountMax": "8",
             "ServerAliveInterval": "15",
             "StrictHostKeyChecking": "accept-new",
-            "UserKnownHostsFile": _quoted(self.known_hosts),
+            "UserKnownHostsFile": quoted(self.known_hosts),
         }
 
     def argv(self, command: str, **options: str) -> list[str]:
         """The command line that runs ``command`` in the guest user's shell."""
-        pairs = {**self.options(), "IdentityFile": _quoted(self.key), **options}
+        pairs = {**self.options(), "IdentityFile": quoted(self.key), **options}
         words = [word for name, value in sorted(pairs.items()) for word in ("-o", f"{name}={value}")]
         return ["ssh", "-F", "none", "-T", *words, "-p", str(self.port), "-l", self.user, self.host, command]
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as the value of an option of ssh_config(5)."""
     # ssh splits such a value into words, and expands percent signs in it
     return '"' + str(path).replace("%", "%%") + '"'
 

@@ -343,7 +343,7 @@ MISTAKES: dict[str, tuple[dict[str, t.Any], str]] = {
     "both": ({"image_parent": "parent", "image_medium": {"family": "fai"}},
              "both.yml:2: image_medium: is given, and image_parent too; remove one of them"),
     "neither": ({"image_os": {"distribution": "debian", "version": "12"}},
-                "image_medium: is missing; set it, or image_parent"),
+                "image_medium: is missing; set it, or image_source_disk, or image_parent"),
     "other-os": ({"image_parent": "parent", "image_os": {"distribution": "debian", "version": "13"}},
                  "other-os.yml:4: image_os.version: is 13, but that of its parent parent is 12; remove image_os"),
     "small": ({"image_parent": "parent", "image_disk": {"size": "1G"}},

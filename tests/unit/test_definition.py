@@ -186,8 +186,62 @@ def test_what_a_child_cannot_be(values: dict[str, t.Any], problem: str) -> None:
 
 
 def test_an_image_needs_a_medium_or_a_parent() -> None:
-    with pytest.raises(FactoryError, match=r"x\.yml:1: image_medium: is missing; set it, or image_parent$"):
+    with pytest.raises(
+        FactoryError, match=r"x\.yml:1: image_medium: is missing; set it, or image_source_disk, or image_parent$"
+    ):
         validate(medium=None)
+
+
+DISK = {"url": "https://example.org/x.qcow2", "checksum": f"sha256:{'0' * 64}"}
+
+
+def test_an_image_may_begin_with_an_existing_disk() -> None:
+    found = validate(medium=None, source_disk=DISK)
+    assert found["image_medium"] is None
+    assert found["image_source_disk"] == {
+        **dict.fromkeys(SPEC["image_source_disk"]["options"]),
+        **DISK,
+        "fingerprints": [],
+    }
+    ssh = validate(medium=None, source_disk={"ssh": {"host": "h", "device": "/dev/sda"}})["image_source_disk"]["ssh"]
+    assert ssh == {**dict.fromkeys(ssh), "host": "h", "device": "/dev/sda", "user": "root", "port": 22, "sudo": False}
+    assert child(found)["image_source_disk"] is None
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (
+            {"source_disk": DISK},
+            "image_medium: is given, and image_source_disk too; remove one of them (image_medium: null",
+        ),
+        ({"medium": None, "source_disk": {}}, "image_source_disk: names no disk; set one of: url, path, device, ssh"),
+        (
+            {"medium": None, "source_disk": {**DISK, "checksum": None}},
+            "image_source_disk.checksum: is missing: a disk by",
+        ),
+        (
+            {"medium": None, "source_disk": {**DISK, "format": "qcow"}},
+            "image_source_disk.format: 'qcow' is not known; use",
+        ),
+        (
+            {"medium": None, "source_disk": {"ssh": {"hots": "h"}}},
+            "image_source_disk.ssh.hots: ssh has no such key; did you",
+        ),
+        ({"medium": None, "source_disk": {"ssh": {"host": "h"}}}, "image_source_disk.ssh.device: is missing; set it"),
+        (
+            {"medium": None, "source_disk": {"device": "vdb"}},
+            "image_source_disk.device: 'vdb' cannot be used; give the path",
+        ),
+    ],
+)
+def test_mistakes_in_an_existing_disk_name_place_key_and_mend(values: dict[str, t.Any], problem: str) -> None:
+    with pytest.raises(FactoryError) as caught:
+        validate(**values)
+    assert problem in str(caught.value)
+    assert str(caught.value).startswith("host_vars/x.yml:")
+    with pytest.raises(FactoryError, match="image_source_disk: is given, and image_parent too; remove one of them"):
+        child(validate(), source_disk=DISK)
 
 
 @pytest.mark.parametrize("name", ["../x", "debian 12", "debian'12", 'debian"12', "Debian", "", "a..b", "-x"])

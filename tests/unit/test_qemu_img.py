@@ -1,11 +1,10 @@
 # Copyright (c) cloudimg.factory contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The qemu-img room as far as it goes without disks: foreign headers, answers, progress, a missing or old tool."""
+"""The qemu-img room as far as it goes without disks: answers, progress, a missing or old tool."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
@@ -13,69 +12,7 @@ import yaml
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _qemu_img
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._foreign import identify
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import COLLECTION, version_key
-
-
-def qcow2(
-    version: int = 3, backing: int = 0, bits: int = 16, size: int = 1 << 30, crypt: int = 0, incompatible: int = 0
-) -> bytes:
-    head = b"QFI\xfb" + struct.pack(">IQIIQI", version, backing, 0, bits, size, crypt)
-    return (head.ljust(72, b"\0") + struct.pack(">Q", incompatible)).ljust(512, b"\0")
-
-
-BOOT_SECTOR = b"\0" * 510 + b"\x55\xaa"
-
-
-@pytest.mark.parametrize(
-    ("content", "fmt"),
-    [
-        (qcow2(), "qcow2"),
-        (qcow2(version=2), "qcow2"),
-        (qcow2(incompatible=0b11001), "qcow2"),
-        (b"KDMV" + struct.pack("<IIQ", 1, 3, 2048) + b"\0" * 500, "vmdk"),
-        (b"vhdxfile" + b"\0" * 600, "vhdx"),
-        ((b"\0" * 64 + b"\x7f\x10\xda\xbe").ljust(512, b"\0"), "vdi"),
-        (b"conectix" + b"\0" * 600, "vpc"),
-        (b"\0" * 1024 + b"conectix".ljust(512, b"\0"), "vpc"),
-        (BOOT_SECTOR + b"\0" * 512, "raw"),
-    ],
-)
-def test_format_is_told_by_magic(tmp_path: Path, content: bytes, fmt: str) -> None:
-    path = tmp_path / "disk"
-    path.write_bytes(content)
-    assert identify(path) == fmt
-
-
-@pytest.mark.parametrize(
-    ("content", "problem"),
-    [
-        (qcow2(backing=200), "backing file"),
-        (qcow2(incompatible=0b100), "external data file"),
-        (qcow2(crypt=2), "is encrypted"),
-        (qcow2(incompatible=0b10), "marked as corrupted"),
-        (qcow2(incompatible=1 << 40), "features of qcow2 that are not known"),
-        (qcow2(version=1), "version 1"),
-        (qcow2(bits=40), "impossible clusters"),
-        (qcow2(size=1 << 55), "more than is believable"),
-        (b"QFI\xfb\0\0\0\3", "ends within its header"),
-        (b"KDMV" + b"\0" * 600, "other files"),
-        (b"# Disk DescriptorFile\n", "other files"),
-        (b"LUKS\xba\xbe" + b"\0" * 600, "is encrypted"),
-        (b"\x1f\x8b\x08" + b"\0" * 600, "gzip-compressed"),
-        (b"PK\x03\x04", "zip archive"),
-        (b"", "no disk of a known format"),
-        (b"hello world\n" * 100, "no disk of a known format"),
-        (BOOT_SECTOR + b"odd length", "no disk of a known format"),
-    ],
-)
-def test_what_is_no_plain_disk_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
-    path = tmp_path / "disk"
-    path.write_bytes(content)
-    with pytest.raises(FactoryError, match=problem) as caught:
-        identify(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert caught.value.mend
 
 
 def test_info_is_read_from_json() -> None:

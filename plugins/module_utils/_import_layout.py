@@ -1,0 +1,178 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""The layout of an imported disk: whether the stages after it can work on it, and what of it does not suit a cloud."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import typing as t
+from pathlib import Path, PurePosixPath
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _partitions
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+
+_EXT = ("ext2", "ext3", "ext4")
+_ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
+_XBOOTLDR = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
+_SWAP = ("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "82")
+_EXTENDED = ("5", "f", "85")
+_BOOT_CODE = 440
+_LARGEST_BOOT = 4 << 30
+_FSCK_SECONDS = 3600.0
+
+Tick = t.Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is on a disk.
+
+    :ivar root: the partition with the root file system; ``volumes`` all of them.
+    :ivar bios: whether there is a boot loader for BIOS; ``uefi``: whether there is an EFI system partition.
+    :ivar warnings: what does not suit a cloud, one line each.
+    """
+
+    root: _partitions.Volume
+    volumes: tuple[_partitions.Volume, ...]
+    bios: bool
+    uefi: bool
+    warnings: tuple[str, ...]
+
+    def dump(self) -> dict[str, t.Any]:
+        """For a module's result and the records."""
+        return {
+            "root": _dump(self.root),
+            "volumes": [_dump(volume) for volume in self.volumes if volume.uuid],
+            "bios": self.bios,
+            "uefi": self.uefi,
+        }
+
+
+def grow(raw: Path, size: int) -> None:
+    """Make a raw disk larger; the second copy of a GPT moves to the new end."""
+    with raw.open("r+b") as stream:
+        stream.truncate(size)
+    if _gpt(raw):
+        _cli.run(["sfdisk", "--quiet", "--relocate", "gpt-bak-std", raw], timeout=60)
+
+
+def _gpt(raw: Path) -> bool:
+    with raw.open("rb") as stream:
+        stream.seek(512)
+        return stream.read(8) == b"EFI PART"
+
+
+def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
+    """What is on a raw disk; file systems (ext) that were in use are brought into order.
+
+    :param where: where the disk is from, for messages.
+    :raises FactoryError: there is no root file system that the stages after this one can work on, or it is damaged.
+    """
+    found = _partitions.volumes(raw)
+    root = _root(found, where, key)
+    warnings = [line for volume in found if volume.fstype in _EXT for line in _repair(raw, volume, where, key, tick)]
+    with raw.open("rb") as stream:
+        bios = any(stream.read(_BOOT_CODE))
+    uefi = any(volume.kind in _ESP for volume in found)
+    warnings += _unsuitable(raw, found, root)
+    if not (bios or uefi):
+        warnings.append(
+            "it has no boot loader in its first sector and no EFI system partition, so that it may not boot"
+        )
+    return Layout(root, tuple(found), bios, uefi, tuple(warnings))
+
+
+def _root(found: t.Sequence[_partitions.Volume], where: str, key: str) -> _partitions.Volume:
+    if any(volume.fstype in _partitions.FILE_SYSTEMS for volume in found):
+        return _partitions.root_of(found, Path(where))
+    kinds = sorted({volume.fstype for volume in found if volume.fstype})
+    named = {"LVM2_member": "LVM", "crypto_LUKS": "encrypted", "linux_raid_member": "RAID"}
+    seen = ", ".join(named.get(kind, kind) for kind in kinds) or "nothing that blkid knows"
+    raise FactoryError(
+        f"has no root file system that the factory can work on (it has {seen})",
+        where=where,
+        key=key,
+        mend=f"give a disk with its root on a plain partition with {', '.join(_partitions.FILE_SYSTEMS)}",
+    )
+
+
+def _repair(raw: Path, volume: _partitions.Volume, where: str, key: str, tick: Tick) -> list[str]:
+    """Replay the journal and mend what can be mended without a question (e2fsck -p); tells when there was something.
+
+    What is in order is not written to.
+    """
+    place = f"{raw}?offset={volume.offset}"
+    looked = _cli.run(["e2fsck", "-f", "-n", place], timeout=_FSCK_SECONDS, check=False, tick=tick)
+    if looked.rc == 0 and _unmounted(raw, volume):
+        return []
+    done = _cli.run(["e2fsck", "-f", "-p", place], timeout=_FSCK_SECONDS, check=False, tick=tick)
+    if done.rc & ~3:
+        said = _cli.tail(done.stdout + done.stderr, 3).replace(place, "the disk")
+        raise FactoryError(
+            f"its file system ({_name(volume)}) is damaged: {said}",
+            where=where,
+            key=key,
+            mend="run fsck where it comes from, or import it while that machine is off",
+        )
+    return [f"the file system on {_name(volume)} was not in order (in use, or not unmounted): e2fsck has mended it"]
+
+
+def _unmounted(raw: Path, volume: _partitions.Volume) -> bool:
+    """Whether a file system (ext) was unmounted and its journal is empty, by its superblock.
+
+    Source: the kernel's Documentation/filesystems/ext4/super.rst, s_state and s_feature_incompat (recover).
+    """
+    with raw.open("rb") as stream:
+        stream.seek(volume.offset + 1024)
+        block = stream.read(1024)
+    state, incompatible = struct.unpack_from("<H", block, 0x3A)[0], struct.unpack_from("<I", block, 0x60)[0]
+    return bool(state & 1) and not incompatible & 4
+
+
+def _unsuitable(raw: Path, found: t.Sequence[_partitions.Volume], root: _partitions.Volume) -> list[str]:
+    """What the image guidelines of EGI advise against: LVM, swap, a separate /boot, a root that cannot grow."""
+    warnings = []
+    for volume in found:
+        if volume.fstype == "LVM2_member":
+            warnings.append(f"{_name(volume)} is LVM, of which nothing is mounted or grown")
+        elif volume.fstype == "swap" or volume.kind in _SWAP:
+            warnings.append(f"{_name(volume)} is swap, which wastes space in every copy of the image")
+    boot = _separate_boot(raw, found, root)
+    if boot:
+        warnings.append(f"{_name(boot)} is a separate /boot, which does not grow with its kernels")
+    behind = [volume for volume in found if volume.offset > root.offset and volume.kind not in _EXTENDED]
+    if behind:
+        warnings.append(
+            f"the root ({_name(root)}) is not the last on the disk ({_name(behind[-1])} is): it cannot grow"
+        )
+    if root.number == 0:
+        warnings.append("the disk has no partitions, so that most boot loaders have no place on it")
+    return warnings
+
+
+def _separate_boot(
+    raw: Path, found: t.Sequence[_partitions.Volume], root: _partitions.Volume
+) -> _partitions.Volume | None:
+    others = [volume for volume in found if volume != root and volume.fstype in _partitions.FILE_SYSTEMS]
+    if root.fstype in _EXT:
+        argv = ["debugfs", "-R", "cat /etc/fstab", f"{raw}?offset={root.offset}"]
+        mounts = _partitions.mounts(_cli.run(argv, timeout=60, check=False).stdout, found, root)
+        told = [volume for volume, point in mounts if point == PurePosixPath("/boot")]
+        if told:
+            return told[0]
+        others = [volume for volume in others if volume.kind == _XBOOTLDR]
+    # Without a look into it: what is small and before the root, as all installers make it.
+    small = (v for v in others if v.kind == _XBOOTLDR or (v.size <= _LARGEST_BOOT and v.offset < root.offset))
+    return next(small, None)
+
+
+def _dump(volume: _partitions.Volume) -> dict[str, t.Any]:
+    return {"partition": volume.number, "fstype": volume.fstype, "uuid": volume.uuid}
+
+
+def _name(volume: _partitions.Volume) -> str:
+    return f"partition {volume.number}" if volume.number else "the whole disk"

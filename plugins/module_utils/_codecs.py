@@ -153,7 +153,7 @@ def zlib_stream(data: bytes, level: int = 6) -> bytes:
     library = _libdeflate()
     if library is None:
         return zlib.compress(data, level)
-    return bytes(_mine(("zlib", level), lambda: _DeflateContext(t.cast(ctypes.CDLL, library), level)).compress(data))
+    return bytes(_mine(("zlib", level), lambda: _DeflateContext(library, level)).compress(data))
 
 
 def deflate(data: bytes, level: int, window_bits: int, *, last: bool) -> bytes:

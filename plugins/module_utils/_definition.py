@@ -20,7 +20,7 @@ import typing as t
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import ArgumentValueError
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _sums
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _formats, _sums
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import check_image_name, check_version
@@ -85,7 +85,7 @@ def validate(
     :raises FactoryError: something is wrong; it names the first place.
     """
     check_image_name(name, inventory)
-    checker = _Checker(locate)
+    checker = Checker(locate)
     definition = checker.mapping((), {**values, **_inherited(values, parent)}, spec)
     definition["image_title"] = definition["image_title"] or name
     definition["image_version"] = definition["image_version"] or time.strftime("%Y%m%d%H%M", time.gmtime())
@@ -126,7 +126,7 @@ def without_names(definition: dict[str, t.Any], inputs: t.Mapping[str, t.Any]) -
     return definition
 
 
-class _Checker:
+class Checker:
     """Compares values with their specification, and raises errors that tell where the value stands."""
 
     def __init__(self, locate: Locate) -> None:
@@ -176,7 +176,7 @@ class _Checker:
             self.refuse(path, f"{value!r} is not a text", "make it a text")
 
 
-def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
+def _check_rules(definition: dict[str, t.Any], checker: Checker) -> None:
     """What goes beyond types; puts sizes in bytes beside the original."""
     try:
         check_version(definition["image_version"])
@@ -203,17 +203,15 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
     for key, seconds in definition["image_timeouts"].items():
         if seconds < 1:
             checker.refuse(("image_timeouts", key), "is less than 1", "give a number of seconds")
-    for key in ("image_formats", "image_catalogues"):
-        definition[key] = list(dict.fromkeys(definition[key]))
-    if not definition["image_formats"]:
-        checker.refuse(("image_formats",), "is empty", "name at least one, such as qcow2")
+    definition["image_catalogues"] = list(dict.fromkeys(definition["image_catalogues"]))
+    definition["image_formats"] = formats(definition["image_formats"], checker, "image_formats")
     if not definition["image_workspace"].startswith(("/", "~")):
         checker.refuse(("image_workspace",), "is not an absolute path", "let it begin with / or ~")
     if "\n" in definition["image_title"].strip():
         checker.refuse(("image_title",), "has more than one line", "put the rest into image_description")
 
 
-def _check_parent(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: _Checker) -> None:
+def _check_parent(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: Checker) -> None:
     """Whether an image has either a medium or a parent, and is such as can stand on it."""
     named = definition["image_parent"]
     if parent is None:
@@ -247,7 +245,7 @@ _SCRIPT: Spec = {
 }
 
 
-def _script(given: t.Any, checker: _Checker) -> str | dict[str, t.Any]:
+def _script(given: t.Any, checker: Checker) -> str | dict[str, t.Any]:
     """One of C(image_scripts): a file's name, or a mapping with all its keys."""
     if not isinstance(given, dict):
         checker.text(("image_scripts",), given)
@@ -264,7 +262,37 @@ def _script(given: t.Any, checker: _Checker) -> str | dict[str, t.Any]:
     return script
 
 
-def _check_expiry(text: str, checker: _Checker) -> None:
+def formats(given: t.Sequence[t.Any], checker: Checker, key: str) -> list[str | dict[str, t.Any]]:
+    """The formats to export to, checked: names, and mappings where there are options."""
+    found: list[str | dict[str, t.Any]] = []
+    names: set[str] = set()
+    for entry in given:
+        where = (key,)
+        row = dict(entry) if isinstance(entry, dict) else {"format": entry}
+        if "format" not in row:
+            checker.refuse((*where, "format"), "is missing", "name one")
+        checker.text(where, row["format"])
+        if row["format"] not in _formats.SPECS:
+            checker.refuse(where, f"{row['format']!r} is not known", f"use one of: {', '.join(_formats.NAMES)}")
+
+        def refuse(below: t.Sequence[str], problem: str, mend: str) -> t.NoReturn:
+            checker.refuse((key, *below), problem, mend)
+
+        row = checker.mapping(where, row, _formats.SPECS[row["format"]])
+        made = _formats.check(row, refuse)
+        if made in found:
+            continue
+        name = _formats.file_name("", made)
+        if name in names:
+            checker.refuse(where, f"{row['format']} is there twice", "give one of them a label")
+        names.add(name)
+        found.append(made)
+    if not found:
+        checker.refuse((key,), "is empty", "name at least one, such as qcow2")
+    return found
+
+
+def _check_expiry(text: str, checker: Checker) -> None:
     mend = "give a number with h, d, w or y, such as 180d, or a date such as 2031-12-31"
     if _DATE.fullmatch(text):
         try:
@@ -280,7 +308,7 @@ def _check_expiry(text: str, checker: _Checker) -> None:
         checker.refuse(("image_expires",), exc.problem, mend)
 
 
-def _check_medium(medium: dict[str, t.Any], checker: _Checker) -> None:
+def _check_medium(medium: dict[str, t.Any], checker: Checker) -> None:
     def refuse(key: str, problem: str, mend: str) -> t.NoReturn:
         checker.refuse(("image_medium", key), problem, mend)
 

@@ -204,7 +204,10 @@ def _check_rules(definition: dict[str, t.Any], checker: Checker) -> None:
         if seconds < 1:
             checker.refuse(("image_timeouts", key), "is less than 1", "give a number of seconds")
     definition["image_catalogues"] = list(dict.fromkeys(definition["image_catalogues"]))
-    definition["image_formats"] = formats(definition["image_formats"], checker, "image_formats")
+    chosen = definition["image_formats"] = formats(definition["image_formats"], checker, "image_formats")
+    if not any((entry if isinstance(entry, str) else entry["format"]) in _formats.BOOTABLE for entry in chosen):
+        known = ", ".join(_formats.BOOTABLE)
+        checker.refuse(("image_formats",), "has none that can be booted and assessed", f"add one of: {known}")
     if not definition["image_workspace"].startswith(("/", "~")):
         checker.refuse(("image_workspace",), "is not an absolute path", "let it begin with / or ~")
     if "\n" in definition["image_title"].strip():

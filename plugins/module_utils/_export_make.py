@@ -146,7 +146,11 @@ class _Maker:
                     raise
 
             futures = {name: threads.submit(one, name) for name in jobs}
-            concurrent.futures.wait(futures.values())
+            try:
+                concurrent.futures.wait(futures.values())
+            except BaseException as exc:
+                together.fail(exc)  # the threads end at their next tick
+                raise
         if together.failure:
             raise together.failure
         return {name: future.result() for name, future in futures.items()}

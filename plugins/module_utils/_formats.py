@@ -39,6 +39,9 @@ _OWN: dict[str, dict[str, dict[str, t.Any]]] = {
     "box": _QCOW2,
 }
 NAMES = tuple(_OWN)
+BOOTABLE = ("qcow2", "raw", "vmdk", "vdi", "vhd", "vhdx")
+"""What a machine can be started from as it is, which the stage assess does."""
+
 SPECS: dict[str, dict[str, dict[str, t.Any]]] = {
     name: {"format": {"type": "str", "required": True}, **own, "label": {"type": "str"}} for name, own in _OWN.items()
 }

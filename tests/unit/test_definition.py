@@ -95,6 +95,8 @@ def test_formats_are_names_where_there_are_no_options() -> None:
         ({"formats": [{"format": "raw", "label": "../x"}]}, "image_formats.label: '../x' cannot be a part of a file's name"),
         ({"formats": ["qcow2", {"format": "qcow2", "compression": "zlib"}]},
          "image_formats: qcow2 is there twice; give one of them a label"),
+        ({"formats": ["ova", "raw.gz", "box"]},
+         "image_formats: has none that can be booted and assessed; add one of: qcow2, raw, vmdk, vdi, vhd, vhdx"),
         ({"formats": []}, "image_formats: is empty; name at least one, such as qcow2"),
         ({"catalogues": ["glance"]}, "image_catalogues: 'glance' is not known; use one of: local"),
         ({"packages": ["htop", "-o APT::x"]}, "'-o APT::x' cannot be the name of a package"),

@@ -53,8 +53,9 @@ METHODS = {
         lambda data, level: _codecs.deflate(data, level, zlib.MAX_WBITS, last=False),
         lambda data, _size: _codecs.inflate(data),
     ),
-    "xz": Method(8 << 20, 6, (0, 9), _codecs.xz, lambda data, _size: _codecs.unxz(data), most=3),
-    "zst": Method(4 << 20, 3, (1, 19), lambda data, level: _codecs.zstd(data, level=level, checksum=1), _codecs.unzstd),
+    # Beyond level 6 only the dictionary grows, and that would be larger than a piece.
+    "xz": Method(8 << 20, 6, (0, 6), _codecs.xz, lambda data, _size: _codecs.unxz(data), most=3),
+    "zst": Method(2 << 20, 3, (1, 19), lambda data, level: _codecs.zstd(data, level=level, checksum=1), _codecs.unzstd),
 }
 
 

@@ -60,7 +60,7 @@ options:
       - Each is one of V(qcow2), V(raw), V(raw.gz), V(raw.xz), V(raw.zst), V(vmdk), V(vdi), V(vhd), V(vhdx), V(ova)
         and V(box), or a mapping with C(format) and, as far as wanted, its options.
       - Of V(qcow2) and V(box) (Vagrant's, for libvirt) these are C(compression), C(cluster_size) and C(level).
-      - Of V(raw.gz) (1 to 9), V(raw.xz) (0 to 9) and V(raw.zst) (1 to 19) it is C(level).
+      - Of V(raw.gz) (1 to 9), V(raw.xz) (0 to 6) and V(raw.zst) (1 to 19) it is C(level).
       - Of V(vmdk) it is C(subformat), V(streamOptimized) (default) or V(monolithicSparse).
       - Of V(vhd) these are C(subformat), V(dynamic) (default) or V(fixed), and C(force_size); without the latter, which is
         the default, the size is rounded up to what old readers can express.

@@ -43,7 +43,7 @@ def _zstd() -> ctypes.CDLL | None:
         ("ZSTD_compressBound", size, [size]),
         ("ZSTD_isError", ctypes.c_uint, [size]),
         ("ZSTD_CCtx_setParameter", size, [pointer, ctypes.c_int, ctypes.c_int]),
-        ("ZSTD_compress2", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+        ("ZSTD_compress2", size, [pointer, pointer, size, pointer, size]),
         ("ZSTD_decompress", size, [pointer, size, ctypes.c_char_p, size]),
     ):
         function = getattr(library, name)
@@ -92,11 +92,12 @@ class _ZstdContext:
             if library.ZSTD_isError(library.ZSTD_CCtx_setParameter(self._context, _PARAMETERS[name], value)):
                 raise FactoryError(f"does not take {name} {value}", where=_ZSTD)
 
-    def compress(self, data: bytes) -> bytes:
+    def compress(self, data: bytes | bytearray) -> bytes:
         bound = self._library.ZSTD_compressBound(len(data))
         if len(self._room) < bound:
             self._room = ctypes.create_string_buffer(bound)
-        size = self._library.ZSTD_compress2(self._context, self._room, len(self._room), data, len(data))
+        given = (ctypes.c_char * len(data)).from_buffer(data) if isinstance(data, bytearray) else data
+        size = self._library.ZSTD_compress2(self._context, self._room, len(self._room), given, len(data))
         if self._library.ZSTD_isError(size):
             raise FactoryError("cannot compress", where=_ZSTD, mend="check the builder's memory")
         return ctypes.string_at(self._room, size)
@@ -129,7 +130,7 @@ def _mine(key: t.Hashable, make: t.Callable[[], t.Any]) -> t.Any:
     return contexts[key]
 
 
-def zstd(data: bytes, **parameters: int) -> bytes:
+def zstd(data: bytes | bytearray, **parameters: int) -> bytes:
     """One frame of zstd, with its content's size. Parameters: those of ZSTD_cParameter; needs :func:`has_zstd`."""
     library = _zstd()
     if library is None:
@@ -156,7 +157,7 @@ def zlib_stream(data: bytes, level: int = 6) -> bytes:
     return bytes(_mine(("zlib", level), lambda: _DeflateContext(library, level)).compress(data))
 
 
-def deflate(data: bytes, level: int, window_bits: int, *, last: bool) -> bytes:
+def deflate(data: bytes | bytearray, level: int, window_bits: int, *, last: bool) -> bytes:
     """Raw DEFLATE (RFC 1951); where it is not the ``last`` of its stream it ends at a byte, and more can follow."""
     compressor = zlib.compressobj(level, zlib.DEFLATED, -window_bits, 9)
     return compressor.compress(data) + compressor.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)

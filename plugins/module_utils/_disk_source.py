@@ -29,6 +29,11 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
+def _clear(view: memoryview, first: int, last: int) -> None:
+    if first < last:
+        view[first:last] = bytes(last - first)
+
+
 class DiskSource:
     """The content of a qcow2 with all that is below it; a context manager. Sizes and positions are in bytes.
 
@@ -114,22 +119,32 @@ class DiskSource:
 
     def read(self, position: int, length: int) -> bytes:
         """The bytes there; fewer than ``length`` at the end of the disk."""
-        end = min(position + length, self.size)
+        found = bytearray(max(min(position + length, self.size) - position, 0))
+        self.read_into(position, found)
+        return bytes(found)
+
+    def read_into(self, position: int, room: bytearray) -> None:
+        """Put the bytes there into all of ``room``, which may hold anything; zeros where there is nothing."""
+        end = position + len(room)
         index = max(bisect.bisect_right(self._starts, position) - 1, 0)
-        found = bytearray(max(end - position, 0))
-        view = memoryview(found)
+        view = memoryview(room)
+        filled = position
         for number in range(index, len(self._extents)):
             start, stop, file, offset = self._extents[number]
             if start >= end:
                 break
-            first, last = max(start, position), min(stop, end)
-            done = first
+            done, last = max(start, position), min(stop, end)
+            if done >= last:
+                continue
+            _clear(view, filled - position, done - position)
             while done < last:
                 count = os.preadv(file, [view[done - position : last - position]], offset + done - start)
                 if not count:
                     break  # a file may end within its last cluster: what is missing is zeros
                 done += count
-        return bytes(found)
+            _clear(view, done - position, last - position)
+            filled = last
+        _clear(view, filled - position, len(room))
 
     def check_unchanged(self) -> None:
         """Raise FactoryError where a layer was written to, or replaced, since it was opened."""

@@ -107,7 +107,9 @@ def evaluate(
     top = seen or root
     before = {path.name for path in top.iterdir()}
     try:
-        done = _cli.run(argv, env=env, cwd=results.parent, timeout=_SECONDS, check=False)  # it leaves results of its own
+        done = _cli.run(
+            argv, env=env, cwd=results.parent, timeout=_SECONDS, check=False
+        )  # it leaves results of its own
     finally:
         _clear(top, before)
     if done.rc not in (0, 2):  # 2: some rules are not fulfilled

@@ -20,7 +20,7 @@ import typing as t
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import ArgumentValueError
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _sums
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _formats, _sums
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import SourceDisk, check_source
@@ -89,7 +89,7 @@ def validate(
     :raises FactoryError: something is wrong; it names the first place.
     """
     check_image_name(name, inventory)
-    checker = _Checker(locate)
+    checker = Checker(locate)
     definition = checker.mapping((), {**values, **_inherited(values, parent)}, spec)
     definition["image_title"] = definition["image_title"] or name
     definition["image_version"] = definition["image_version"] or time.strftime("%Y%m%d%H%M", time.gmtime())
@@ -131,7 +131,7 @@ def without_names(definition: dict[str, t.Any], inputs: t.Mapping[str, t.Any]) -
     return definition
 
 
-class _Checker:
+class Checker:
     """Compares values with their specification, and raises errors that tell where the value stands."""
 
     def __init__(self, locate: Locate) -> None:
@@ -181,7 +181,7 @@ class _Checker:
             self.refuse(path, f"{value!r} is not a text", "make it a text")
 
 
-def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
+def _check_rules(definition: dict[str, t.Any], checker: Checker) -> None:
     """What goes beyond types; puts sizes in bytes beside the original."""
     try:
         check_version(definition["image_version"])
@@ -220,17 +220,18 @@ def _check_rules(definition: dict[str, t.Any], checker: _Checker) -> None:
     for key, seconds in definition["image_timeouts"].items():
         if seconds < 1:
             checker.refuse(("image_timeouts", key), "is less than 1", "give a number of seconds")
-    for key in ("image_formats", "image_catalogues"):
-        definition[key] = list(dict.fromkeys(definition[key]))
-    if not definition["image_formats"]:
-        checker.refuse(("image_formats",), "is empty", "name at least one, such as qcow2")
+    definition["image_catalogues"] = list(dict.fromkeys(definition["image_catalogues"]))
+    chosen = definition["image_formats"] = formats(definition["image_formats"], checker, "image_formats")
+    if not any((entry if isinstance(entry, str) else entry["format"]) in _formats.BOOTABLE for entry in chosen):
+        known = ", ".join(_formats.BOOTABLE)
+        checker.refuse(("image_formats",), "has none that can be booted and assessed", f"add one of: {known}")
     if not definition["image_workspace"].startswith(("/", "~")):
         checker.refuse(("image_workspace",), "is not an absolute path", "let it begin with / or ~")
     if "\n" in definition["image_title"].strip():
         checker.refuse(("image_title",), "has more than one line", "put the rest into image_description")
 
 
-def _check_beginning(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: _Checker) -> None:
+def _check_beginning(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: Checker) -> None:
     """Whether an image begins with exactly one of a medium, an existing disk, and a parent."""
     given = [key for key in _BEGINNINGS if definition[key] or (key == "image_parent" and parent is not None)]
     if not given and definition["image_os"]:
@@ -240,7 +241,7 @@ def _check_beginning(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any]
         checker.refuse((given[0],), f"is given, and {given[1]} too", mend)
 
 
-def _check_parent(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: _Checker) -> None:
+def _check_parent(definition: dict[str, t.Any], parent: t.Mapping[str, t.Any] | None, checker: Checker) -> None:
     """Whether an image is such as can stand on its parent, where it has one."""
     named = definition["image_parent"]
     if parent is None:
@@ -270,7 +271,7 @@ _SCRIPT: Spec = {
 }
 
 
-def _script(given: t.Any, checker: _Checker) -> str | dict[str, t.Any]:
+def _script(given: t.Any, checker: Checker) -> str | dict[str, t.Any]:
     """One of C(image_scripts): a file's name, or a mapping with all its keys."""
     if not isinstance(given, dict):
         checker.text(("image_scripts",), given)
@@ -287,7 +288,37 @@ def _script(given: t.Any, checker: _Checker) -> str | dict[str, t.Any]:
     return script
 
 
-def _check_expiry(text: str, checker: _Checker) -> None:
+def formats(given: t.Sequence[t.Any], checker: Checker, key: str) -> list[str | dict[str, t.Any]]:
+    """The formats to export to, checked: names, and mappings where there are options."""
+    found: list[str | dict[str, t.Any]] = []
+    names: set[str] = set()
+    for entry in given:
+        where = (key,)
+        row = dict(entry) if isinstance(entry, dict) else {"format": entry}
+        if "format" not in row:
+            checker.refuse((*where, "format"), "is missing", "name one")
+        checker.text(where, row["format"])
+        if row["format"] not in _formats.SPECS:
+            checker.refuse(where, f"{row['format']!r} is not known", f"use one of: {', '.join(_formats.NAMES)}")
+
+        def refuse(below: t.Sequence[str], problem: str, mend: str) -> t.NoReturn:
+            checker.refuse((key, *below), problem, mend)
+
+        row = checker.mapping(where, row, _formats.SPECS[row["format"]])
+        made = _formats.check(row, refuse)
+        if made in found:
+            continue
+        name = _formats.file_name("", made)
+        if name in names:
+            checker.refuse(where, f"{row['format']} is there twice", "give one of them a label")
+        names.add(name)
+        found.append(made)
+    if not found:
+        checker.refuse((key,), "is empty", "name at least one, such as qcow2")
+    return found
+
+
+def _check_expiry(text: str, checker: Checker) -> None:
     mend = "give a number with h, d, w or y, such as 180d, or a date such as 2031-12-31"
     if _DATE.fullmatch(text):
         try:
@@ -303,7 +334,7 @@ def _check_expiry(text: str, checker: _Checker) -> None:
         checker.refuse(("image_expires",), exc.problem, mend)
 
 
-def _check_medium(medium: dict[str, t.Any], checker: _Checker) -> None:
+def _check_medium(medium: dict[str, t.Any], checker: Checker) -> None:
     def refuse(key: str, problem: str, mend: str) -> t.NoReturn:
         checker.refuse(("image_medium", key), problem, mend)
 

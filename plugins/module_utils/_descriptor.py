@@ -81,7 +81,10 @@ class OperatingSystem:
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """One exported disk file; ``path`` is its name beside the descriptor."""
+    """One exported disk file; ``path`` is its name beside the descriptor.
+
+    The optional fields are options of its format, see docs/export.md; ``signer`` is the SHA-256 fingerprint of a certificate.
+    """
 
     format: str
     path: str
@@ -90,6 +93,13 @@ class Artifact:
     checksums: dict[str, str]
     compression: str | None = None
     cluster_size: int | None = None
+    level: int | None = None
+    subformat: str | None = None
+    force_size: bool | None = None
+    ovf: str | None = None
+    controller: str | None = None
+    nic: str | None = None
+    signer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

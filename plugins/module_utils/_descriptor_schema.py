@@ -16,7 +16,7 @@ import re
 import typing as t
 
 VERSION = 1
-FORMATS = ("qcow2",)
+FORMATS = ("qcow2", "raw", "raw.gz", "raw.xz", "raw.zst", "vmdk", "vdi", "vhd", "vhdx", "ova", "box")
 VERDICTS = ("pass", "fail", "none")
 """What came out of the stage assess; C(none): it is not known, as the artifact has not been assessed."""
 
@@ -82,6 +82,13 @@ SCHEMA: dict[str, t.Any] = {
                     },
                     compression={"type": "string", "enum": ["zstd", "zlib"]},
                     cluster_size=_NUMBER,
+                    level={"type": "integer", "minimum": 0},
+                    subformat=_text(),
+                    force_size={"type": "boolean"},
+                    ovf=_text(),
+                    controller=_text(),
+                    nic=_text(),
+                    signer=_text("[0-9a-f]{64}"),
                 ),
             },
             "created": _TIME,
@@ -122,13 +129,14 @@ SCHEMA: dict[str, t.Any] = {
     ),
 }
 
-_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "object": (dict,), "array": (list,)}
+_TYPES: dict[str, tuple[type, ...]] = {"string": (str,), "object": (dict,), "array": (list,), "boolean": (bool,)}
 _WORDS = {
     "string": "text",
     "object": "a mapping",
     "array": "a list",
     "integer": "a whole number",
     "number": "a number",
+    "boolean": "true or false",
 }
 
 

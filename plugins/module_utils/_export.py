@@ -8,97 +8,36 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing as t
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _packages, _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import (
+    _descriptor,
+    _formats,
+    _packages,
+    _qemu_img,
+    _state,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor import Artifact, Descriptor
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import (
     ALGORITHMS,
     cached_digests,
     data_digest,
     file_digests,
-    remember_digests,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._export_describe import describe
+from ansible_collections.cloudimg.factory.plugins.module_utils._export_make import make
+from ansible_collections.cloudimg.factory.plugins.module_utils._exporters import EXPORTERS, Entry, Request
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
-from ansible_collections.cloudimg.factory.plugins.module_utils._versions import COLLECTION
-
-CLUSTER_SIZES = {"zstd": 1 << 20, "zlib": 1 << 16}
-"""What made the smallest file of a Debian 12, see docs/export.md."""
 
 _DRAFT = {name: "0" * length for name, length in zip(ALGORITHMS, (32, 40, 64, 128))}
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to export. ``definition`` and ``stages`` are those of the build, see DESIGN."""
-
-    image: str
-    version: str
-    directory: Path
-    source: Path
-    source_digest: str | None = None
-    formats: tuple[str, ...] = ("qcow2",)
-    compression: str = "zstd"
-    cluster_size: int | None = None
-    definition: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
-    definition_digest: str | None = None
-    stages: t.Mapping[str, t.Mapping[str, t.Any]] = dataclasses.field(default_factory=dict)
-    packages_file: Path | None = None
-
-
-class Exporter(t.Protocol):
-    """One format. Another one needs one of these in EXPORTERS, and its name in the descriptor's schema."""
-
-    suffix: str
-
-    def options(self, request: Request) -> dict[str, t.Any]:
-        """What besides the source decides on the bytes, as fields of :class:`Artifact`."""
-
-    def write(self, source: Path, target: Path, options: t.Mapping[str, t.Any], tick: _qemu_img.Tick) -> None:
-        """Write the qcow2 ``source``, with all that is below it, to ``target``: equal bytes for equal input."""
-
-    def verify(self, source: Path, target: Path, tick: _qemu_img.Tick) -> None:
-        """Raise FactoryError where ``target`` is damaged, or a guest would not read the same from it as from source."""
-
-
-class Qcow2:
-    """A flat compressed qcow2."""
-
-    suffix = "qcow2"
-
-    def options(self, request: Request) -> dict[str, t.Any]:
-        size = request.cluster_size or CLUSTER_SIZES[request.compression]
-        return {"compression": request.compression, "cluster_size": size}
-
-    def write(self, source: Path, target: Path, options: t.Mapping[str, t.Any], tick: _qemu_img.Tick) -> None:
-        _qemu_img.convert(
-            source,
-            target,
-            source_fmt="qcow2",
-            target_fmt="qcow2",
-            compressed=options["compression"],
-            cluster_size=options["cluster_size"],
-            tick=tick,
-        )
-
-    def verify(self, source: Path, target: Path, tick: _qemu_img.Tick) -> None:
-        _qemu_img.check(target)
-        if _qemu_img.safe_info(target).virtual_size != _qemu_img.info(source).virtual_size:
-            raise FactoryError("the exported disk has another size than its source", where=str(target))
-        if not _qemu_img.compare(source, "qcow2", target, "qcow2", tick=tick):
-            raise FactoryError(
-                "the exported disk differs from its source",
-                where=str(source),
-                mend="check the builder's memory and disks",
-            )
-
-
-EXPORTERS: dict[str, Exporter] = {"qcow2": Qcow2()}
+_OPTIONS = tuple(
+    field.name
+    for field in dataclasses.fields(Artifact)
+    if field.name not in ("path", "size", "virtual_size", "checksums")
+)
 
 
 def export(request: Request, progress: Progress, *, check_mode: bool = False) -> Result:
@@ -114,13 +53,13 @@ def export(request: Request, progress: Progress, *, check_mode: bool = False) ->
     digest = _source_digest(request, chain)
     packages = _packages.normalise(request.packages_file) if request.packages_file else None
     old = _former(request, result)
-    wanted = [_plan(request, name, chain[0].virtual_size) for name in request.formats]
+    wanted = [_plan(request, entry, chain[0].virtual_size) for entry in request.formats]
     reasons = {artifact.path: _outdated(request.directory, artifact, old, digest, chain) for artifact in wanted}
     fresh = old is None or any(reasons.values())
     keep = {artifact.path: artifact for artifact in old.artifacts} if old else {}
     artifacts = [artifact if reasons[artifact.path] else keep[artifact.path] for artifact in wanted]
     # The draft shows what is wrong with the definition before the long work begins.
-    draft = _describe(request, artifacts, digest, None if fresh else old)
+    draft = describe(request, artifacts, digest, None if fresh else old)
     _descriptor.parse(draft.document(), f"definition of {request.image}", mend="correct it in the image's host_vars")
     for path, reason in reasons.items():
         if reason:
@@ -132,7 +71,7 @@ def export(request: Request, progress: Progress, *, check_mode: bool = False) ->
     if not check_mode:
         if any(reasons.values()):
             artifacts = _make(request, artifacts, reasons, progress)
-            new = _describe(request, artifacts, digest, None)
+            new = describe(request, artifacts, digest, None)
         if packages is not None and packages != _text(listed):
             _state.write_text(listed, packages)
     target = request.directory / _descriptor.FILE
@@ -189,10 +128,11 @@ def _former(request: Request, result: Result) -> Descriptor | None:
         return None
 
 
-def _plan(request: Request, name: str, virtual_size: int) -> Artifact:
-    exporter = EXPORTERS[name]
-    path = f"{request.image}-{request.version}.{exporter.suffix}"
-    return Artifact(name, path, 1, virtual_size, dict(_DRAFT), **exporter.options(request))
+def _plan(request: Request, entry: Entry, virtual_size: int) -> Artifact:
+    given = {"format": entry} if isinstance(entry, str) else entry
+    name = str(given["format"])
+    path = _formats.file_name(request.stem, given)
+    return Artifact(name, path, 1, virtual_size, dict(_DRAFT), **EXPORTERS[name].options(request, given))
 
 
 def _outdated(
@@ -208,7 +148,7 @@ def _outdated(
         return "is not exported yet"
     if old.provenance.source_digest != digest:
         return f"source differs: {old.provenance.source_digest[:12]} → {digest[:12]}"
-    for name in ("format", "virtual_size", "compression", "cluster_size"):
+    for name in ("virtual_size", *_OPTIONS):
         before, after = getattr(have, name), getattr(wanted, name)
         if before != after:
             return f"{name} differs: {before} → {after}"
@@ -227,109 +167,13 @@ def _outdated(
 def _make(
     request: Request, artifacts: t.Sequence[Artifact], reasons: t.Mapping[str, str | None], progress: Progress
 ) -> list[Artifact]:
-    with _state.explain_os_errors(request.directory):
-        request.directory.mkdir(parents=True, exist_ok=True)
-    _state.reap_partials(request.directory)
-    return [_make_one(request, item, progress) if reasons[item.path] else item for item in artifacts]
-
-
-def _make_one(request: Request, artifact: Artifact, progress: Progress) -> Artifact:
-    exporter = EXPORTERS[artifact.format]
-    final = request.directory / artifact.path
-    with _state.partial(final) as path:
-
-        def tick(percent: float) -> None:
-            written = path.stat().st_blocks * 512 if path.exists() else 0
-            done = int(artifact.virtual_size * percent / 100)
-            progress.report(percent=round(percent, 1), done=done, total=artifact.virtual_size, disk=written)
-
-        progress.phase(f"compressing into {final.name}")
-        exporter.write(request.source, path, dataclasses.asdict(artifact), tick)
-        progress.phase(f"comparing {final.name} with its source")
-        exporter.verify(request.source, path, tick)
-        progress.phase(f"computing checksums of {final.name}")
-        digests = file_digests(path)
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        # From here to the new descriptor there is none, rather than one that describes another file.
+    def forget() -> None:
+        # From here to the new descriptor there is none, rather than one that describes other files.
         (request.directory / _descriptor.FILE).unlink(missing_ok=True)
-    remember_digests(final, digests)
-    return dataclasses.replace(artifact, size=final.stat().st_size, checksums=digests)
 
-
-def _describe(request: Request, artifacts: t.Sequence[Artifact], digest: str, old: Descriptor | None) -> Descriptor:
-    """The descriptor of these artifacts; with ``old`` they are its artifacts, as old and of the same make."""
-    wanted = request.definition
-    created = old.created if old else _descriptor.now()
-    system = wanted.get("image_os") or {}
-    machine = wanted.get("image_machine") or {}
-    endorser = wanted.get("image_endorser")
-    return Descriptor(
-        image=request.image,
-        identifier=_descriptor.stable_identifier(request.image),
-        version=request.version,
-        title=wanted.get("image_title") or request.image,
-        description=wanted.get("image_description") or "",
-        os=_descriptor.OperatingSystem(*(str(system.get(key, "")) for key in ("distribution", "version", "arch"))),
-        min_disk=artifacts[0].virtual_size,
-        artifacts=tuple(artifacts),
-        created=created,
-        provenance=_descriptor.Provenance(
-            source_digest=digest,
-            qemu=old.provenance.qemu if old else _qemu_img.version(),
-            collection=old.provenance.collection if old else COLLECTION,
-            definition_digest=request.definition_digest,
-            stages={name: str(made["digest"]) for name, made in request.stages.items() if made.get("digest")},
-        ),
-        groups=tuple(wanted.get("image_groups") or ()),
-        memory=machine.get("memory_mib"),
-        cpu=machine.get("cpus"),
-        attributes={key: str(value) for key, value in (wanted.get("image_attributes") or {}).items()},
-        expires=_descriptor.expiry(created, wanted.get("image_expires")),
-        endorser=dict(endorser) if endorser else None,
-        source=_source(request),
-        packages=_packages.FILE if request.packages_file else None,
-        scores=_scores(request),
-        # What was judged is what is still there.
-        assess=old.assess if old else None,
-    )
-
-
-def _scores(request: Request) -> dict[str, t.Any] | None:
-    """The hardening scores that the stage harden found, as the descriptor has them; None where there are none."""
-    found = ((request.stages.get("harden") or {}).get("facts") or {}).get("scores") or {}
-    scores: dict[str, t.Any] = {}
-    for name, text in (("lynis", "version"), ("openscap", "profile")):
-        given = found.get(name) or {}
-        row = {key: given[key] for key in ("before", "after") if isinstance(given.get(key), (int, float))}
-        if "after" in row:
-            scores[name] = {**row, text: str(given[text])} if given.get(text) else row
-    return scores or None
-
-
-def _source(request: Request) -> dict[str, str] | None:
-    """What the image was made from: the medium, or the layer of another image."""
-    parent = (request.stages.get("base_vm") or {}).get("parent") or {}
-    if parent:
-        return {
-            "family": "parent",
-            **{key: str(parent[key]) for key in ("image", "version", "digest") if parent.get(key)},
-        }
-    return _medium(request)
-
-
-def _medium(request: Request) -> dict[str, str] | None:
-    medium = request.stages.get("media")
-    if not medium:
-        return None
-    named = (request.definition.get("image_medium") or {}).get("url")
-    if named:
-        # Neither the user name nor the token of a download is anybody's business.
-        parts = urlsplit(named)
-        named = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-    name = named or Path(str(medium.get("path", ""))).name
-    found = {"family": str(medium.get("family", "")), "sha256": str(medium.get("sha256", ""))}
-    return {**found, "source": name} if name else found
+    made = make(request, [item for item in artifacts if reasons[item.path]], progress, forget)
+    new = {item.path: item for item in made}
+    return [new.get(item.path, item) for item in artifacts]
 
 
 def _shown(descriptor: Descriptor, unknown: t.Container[str]) -> dict[str, t.Any]:

@@ -241,6 +241,7 @@ def convert(
     cluster_size: int | None = None,
     coroutines: int | None = None,
     out_of_order: bool = False,
+    options: t.Mapping[str, str] | None = None,
     tick: Tick | None = None,
 ) -> None:
     """Copy a disk with all that is below it into one flat file of another format.
@@ -249,21 +250,22 @@ def convert(
     :param cluster_size: of the qcow2, in bytes.
     :param coroutines: reads at the same time.
     :param out_of_order: faster on more than one core, but the bytes differ from run to run.
+    :param options: more of the target's format, as C(qemu-img convert -o) takes them.
     :raises FactoryError: it cannot; then no target is left.
     """
     args = ["convert", "-p", "-f", source_fmt, "-O", target_fmt]
-    options: dict[str, str] = {}
+    values = dict(options or {})
     if compressed:
         args.append("-c")
-        options["compression_type"] = compressed
+        values["compression_type"] = compressed
     if cluster_size:
-        options["cluster_size"] = str(cluster_size)
+        values["cluster_size"] = str(cluster_size)
     if coroutines:
         args += ["-m", str(coroutines)]
     if out_of_order:
         args.append("-W")
     try:
-        _run(source, *args, *_options(options), _name(source), _name(target), tick=tick or _quiet)
+        _run(source, *args, *_options(values), _name(source), _name(target), tick=tick or _quiet)
     except BaseException:
         target.unlink(missing_ok=True)
         raise

@@ -11,8 +11,8 @@ module: image_export
 short_description: Export a prepared disk to artifacts, with checksums and a descriptor
 version_added: 0.1.0
 description:
-  - Flattens and compresses a layer, with all the layers below it, in one pass to each artifact. An artifact is checked,
-    compared with its source and hashed in one read before it gets its name.
+  - Flattens a layer, with all the layers below it, in one pass to each artifact, several of them at the same time. All are
+    checked, compared with the layer and hashed before any gets its name.
   - Then writes C(packages.json) and C(descriptor.json), all that publishing reads, beside the artifacts.
   - The same source and options give the same bytes.
   - What the stage assess has written into the descriptor stays there, unless artifacts are made again.
@@ -55,23 +55,43 @@ options:
       - By default the C(digest) in the JSON file beside the layer; where there is none, the SHA-256 of all its files.
     type: str
   formats:
-    description: The formats to export to. The first one is what consumers get that do not ask for one.
+    description:
+      - The formats to export to. The first one is what consumers get that do not ask for one.
+      - Each is one of V(qcow2), V(raw), V(raw.gz), V(raw.xz), V(raw.zst), V(vmdk), V(vdi), V(vhd), V(vhdx), V(ova)
+        and V(box), or a mapping with C(format) and, as far as wanted, its options.
+      - Of V(qcow2) and V(box) (Vagrant's, for libvirt) these are C(compression), C(cluster_size) and C(level).
+      - Of V(raw.gz) (1 to 9), V(raw.xz) (0 to 6) and V(raw.zst) (1 to 19) it is C(level).
+      - Of V(vmdk) it is C(subformat), V(streamOptimized) (default) or V(monolithicSparse).
+      - Of V(vhd) these are C(subformat), V(dynamic) (default) or V(fixed), and C(force_size); without the latter, which is
+        the default, the size is rounded up to what old readers can express.
+      - Of V(ova) these are C(ovf), V(1.0) (default) or V(2.0); C(controller), V(ide) (default), V(sata), V(lsilogic) or
+        V(pvscsi); and C(nic), V(vmxnet3) (default), V(e1000) or V(virtio).
+      - C(label), of any, is a word that the name of the file gets, needed where a format is there twice.
     type: list
-    elements: str
-    choices: [qcow2]
+    elements: raw
     default: [qcow2]
   compression:
     description:
-      - How a qcow2 is compressed. V(zstd) is faster to make and to read; it needs QEMU 5.1 wherever the image is used.
+      - How a qcow2 is compressed that does not say it itself. V(zstd) is faster to make and to read; it needs
+        QEMU 5.1 wherever the image is used.
       - V(zlib) can be read everywhere.
     type: str
     choices: [zstd, zlib]
     default: zstd
   cluster_size:
     description:
-      - Cluster size of a qcow2, such as V(64K) or V(2M); a power of two.
+      - Cluster size of a qcow2 that does not say it itself, such as V(64K) or V(2M); a power of two.
       - By default what made the smallest file, 1M for V(zstd) and 64K for V(zlib).
     type: bytes
+  ova_certificate:
+    description:
+      - A file on the builder with the X.509 certificate, in PEM, by which OVA files are signed. Certificates of those
+        that issued it may follow.
+      - It has to be valid now.
+    type: path
+  ova_key:
+    description: A file on the builder with its RSA key, in PEM, without a passphrase.
+    type: path
   definition:
     description: The image definition, the C(image_*) variables with their names; the descriptor is filled from it.
     type: dict
@@ -98,6 +118,22 @@ seealso:
 """
 
 EXAMPLES = r"""
+- name: Export for VMware and VirtualBox too, and for whoever writes the disk to a device
+  cloudimg.factory.image_export:
+    image: debian-12
+    version: "202501311200"
+    directory: /srv/cloudimg/builds/debian-12/202501311200
+    source: /srv/cloudimg/cache/layers/sanitize-0f343b0931126a20f133d67c2b018a3b.qcow2
+    formats:
+      - qcow2
+      - {format: qcow2, compression: zlib, label: compat}
+      - {format: ova, ovf: "2.0"}
+      - raw.zst
+    ova_certificate: /etc/cloudimg/images.crt
+    ova_key: /etc/cloudimg/images.key
+    definition:
+      image_os: {distribution: debian, version: "12", arch: x86_64}
+
 - name: Export the last layer
   cloudimg.factory.image_export:
     image: debian-12
@@ -170,7 +206,8 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cloudimg.factory.plugins.module_utils._export import EXPORTERS, Request, export
+from ansible_collections.cloudimg.factory.plugins.module_utils._definition import Checker, formats
+from ansible_collections.cloudimg.factory.plugins.module_utils._export import Request, export
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.module_utils._qemu_img import COMPRESSIONS
@@ -181,9 +218,11 @@ SPEC: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
     "source": {"type": "path", "required": True},
     "source_digest": {"type": "str"},
-    "formats": {"type": "list", "elements": "str", "choices": list(EXPORTERS), "default": ["qcow2"]},
+    "formats": {"type": "list", "elements": "raw", "default": ["qcow2"]},
     "compression": {"type": "str", "choices": list(COMPRESSIONS), "default": "zstd"},
     "cluster_size": {"type": "bytes"},
+    "ova_certificate": {"type": "path"},
+    "ova_key": {"type": "path", "no_log": False},
     "definition": {"type": "dict", "default": {}},
     "definition_digest": {"type": "str"},
     "stages": {"type": "dict", "default": {}},
@@ -196,15 +235,15 @@ def work(module: AnsibleModule) -> Result:
     """Make the request out of the options and have it done."""
     options = dict(module.params)
     progress = Progress("export", options.pop("_job"))
-    for name in ("directory", "source", "packages_file"):
+    for name in ("directory", "source", "packages_file", "ova_certificate", "ova_key"):
         options[name] = Path(options[name]).absolute() if options[name] else None
-    options["formats"] = tuple(dict.fromkeys(options["formats"]))
+    options["formats"] = tuple(formats(options["formats"], Checker(lambda _path: None), "formats"))
     return export(Request(**options), progress, check_mode=module.check_mode)
 
 
 def main() -> None:
     """The module."""
-    run_module(SPEC, work)
+    run_module(SPEC, work, required_together=[("ova_certificate", "ova_key")])
 
 
 if __name__ == "__main__":

@@ -326,8 +326,9 @@ def _writers(path: Path) -> list[int]:
 
 
 @pytest.mark.root
-def test_no_space_left(request_: Request, tmp_path: Path) -> None:
-    request = dataclasses.replace(request_, directory=tmp_path / "small" / "build")
+@pytest.mark.parametrize("formats", [("qcow2",), ("raw",), ("raw.zst", "vmdk"), ("vdi", "ova"), ("box",)])
+def test_no_space_left(request_: Request, tmp_path: Path, formats: tuple[str, ...]) -> None:
+    request = dataclasses.replace(request_, directory=tmp_path / "small" / "build", formats=formats)
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3M", "tmpfs", str(small)], check=True)

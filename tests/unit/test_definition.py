@@ -55,6 +55,11 @@ def test_nothing_means_the_default() -> None:
     assert validate(packages=None, disk=None)["image_disk"]["size"] == "8G"
 
 
+def test_formats_are_names_where_there_are_no_options() -> None:
+    given = ["ova", {"format": "raw"}, "ova", {"format": "qcow2", "compression": "zlib", "label": "compat"}, "qcow2"]
+    assert validate(formats=given)["image_formats"] == ["ova", "raw", given[3], "qcow2"]
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
@@ -76,7 +81,22 @@ def test_nothing_means_the_default() -> None:
         ({"title": ["a"]}, "image_title: ['a'] is not a text; make it a text"),
         ({"title": True}, "image_title: True is not a text; put it in quotes"),
         ({"title": "a\nb"}, "image_title: has more than one line; put the rest into image_description"),
-        ({"formats": ["qcow2", "ova"]}, "image_formats: 'ova' is not known; use one of: qcow2"),
+        ({"formats": ["qcow2", "floppy"]},
+         "image_formats: 'floppy' is not known; use one of: qcow2, raw, raw.gz, raw.xz, raw.zst, vmdk, vdi, vhd, vhdx, ova, box"),
+        ({"formats": [["ova"]]}, "image_formats: ['ova'] is not a text; make it a text"),
+        ({"formats": [{"ovf": "1.0"}]}, "image_formats.format: is missing; name one"),
+        ({"formats": [{"format": "ova", "ovff": "1.0"}]}, "image_formats.ovff: image_formats has no such key; did you mean "),
+        ({"formats": [{"format": "ova", "ovf": 2.0}]}, "image_formats.ovf: 2.0 is not a text; put it in quotes"),
+        ({"formats": [{"format": "vmdk", "subformat": "flat"}]}, "image_formats.subformat: 'flat' is not known; use one of: str"),
+        ({"formats": [{"format": "qcow2", "cluster_size": "100K"}]},
+         "image_formats.cluster_size: '100K' is no size of clusters; give a power of two from 512 to 2M"),
+        ({"formats": [{"format": "raw.gz", "level": 10}]}, "image_formats.level: is not from 1 to 9; correct it"),
+        ({"formats": [{"format": "vhd", "force_size": "so"}]}, "image_formats.force_size: 'so' is not true or false"),
+        ({"formats": [{"format": "raw", "label": "../x"}]}, "image_formats.label: '../x' cannot be a part of a file's name"),
+        ({"formats": ["qcow2", {"format": "qcow2", "compression": "zlib"}]},
+         "image_formats: qcow2 is there twice; give one of them a label"),
+        ({"formats": ["ova", "raw.gz", "box"]},
+         "image_formats: has none that can be booted and assessed; add one of: qcow2, raw, vmdk, vdi, vhd, vhdx"),
         ({"formats": []}, "image_formats: is empty; name at least one, such as qcow2"),
         ({"catalogues": ["glance"]}, "image_catalogues: 'glance' is not known; use one of: local"),
         ({"packages": ["htop", "-o APT::x"]}, "'-o APT::x' cannot be the name of a package"),

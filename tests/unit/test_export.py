@@ -16,6 +16,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _descriptor,
     _descriptor_schema,
     _export,
+    _export_describe,
+    _exporters,
     _packages,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
@@ -41,11 +43,11 @@ def test_cluster_size_follows_compression(options: dict[str, t.Any], cluster_siz
 
 
 def test_every_exporter_is_in_the_schema() -> None:
-    assert set(_export.EXPORTERS) == set(_descriptor_schema.FORMATS)
+    assert set(_exporters.EXPORTERS) == set(_descriptor_schema.FORMATS)
 
 
 def test_medium_is_told_without_its_secrets() -> None:
-    found = _export._medium(
+    found = _export_describe._medium(
         request(
             definition={"image_medium": {"url": "https://bob:secret@example.org/debian.iso?token=abc#x"}},
             stages={"media": {"family": "preseed", "sha256": "0" * 64, "path": "/w/cache/media/x.iso"}},
@@ -55,9 +57,11 @@ def test_medium_is_told_without_its_secrets() -> None:
 
 
 def test_medium_without_url_is_told_by_its_file_name() -> None:
-    found = _export._medium(request(stages={"media": {"family": "fai", "sha256": "0" * 64, "path": "/w/m/fai.iso"}}))
+    found = _export_describe._medium(
+        request(stages={"media": {"family": "fai", "sha256": "0" * 64, "path": "/w/m/fai.iso"}})
+    )
     assert found == {"family": "fai", "sha256": "0" * 64, "source": "fai.iso"}
-    assert _export._medium(request()) is None
+    assert _export_describe._medium(request()) is None
 
 
 def test_packages_are_sorted_and_stable(tmp_path: Path) -> None:
@@ -113,14 +117,14 @@ def described(stages: dict[str, t.Any], old: _descriptor.Descriptor | None = Non
     definition = {"image_os": {"distribution": "debian", "version": "12", "arch": "x86_64"}}
     wanted = request(definition=definition, stages=stages)
     artifact = _export._plan(wanted, "qcow2", 1 << 30)
-    found = _export._describe(wanted, [artifact], "0" * 64, old)
+    found = _export_describe.describe(wanted, [artifact], "0" * 64, old)
     return _descriptor.parse(found.document(), "x")
 
 
 @pytest.fixture
 def qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A version of QEMU, which the unit tests do not need."""
-    monkeypatch.setattr(_export._qemu_img, "version", lambda: "7.2.22")
+    monkeypatch.setattr(_export_describe._qemu_img, "version", lambda: "7.2.22")
 
 
 @pytest.mark.usefixtures("qemu")

@@ -382,9 +382,9 @@ def test_a_damaged_base_is_noticed(cache, way):
     cache.base(digest[:32])
     record = {"stage": "base_vm", "digest": digest, "file_size": path.stat().st_size}
     _state.write_json(path.with_suffix(".json"), {**record, "checksum": _layers.fast_checksum(path)})
-    assert _base_vm._intact(path)
+    assert _base_vm.intact(path)
     way(_Named(path))
-    assert not _base_vm._intact(path)
+    assert not _base_vm.intact(path)
 
 
 class _Named:

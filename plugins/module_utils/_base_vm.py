@@ -92,7 +92,7 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     path = base_path(order.workspace, digest)
     result = Result(log_path=str(order.directory / "logs"))
     result.extra = {"base": {"path": str(path), "digest": digest, "size": order.disk_size}, "cached": True}
-    if intact(path):
+    if _intact(path):
         return result
     before = dict(_layers.previous(order.workspace, order.image, "base_vm").get("inputs", {}))
     result.extra["cached"] = False
@@ -104,15 +104,14 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     order.workspace.make()
     busy = "another build installs this very base"
     with _state.lock(path.with_suffix(".lock"), wait=order.timeout, busy=busy):
-        if intact(path):  # somebody else has installed it while we waited for the lock
+        if _intact(path):  # somebody else has installed it while we waited for the lock
             return Result(extra={**result.extra, "cached": True}, log_path=result.log_path)
         _state.reap_partials(order.workspace.layers)
         _install_base(order, inputs, digest, path, progress)
     return result
 
 
-def intact(path: Path) -> bool:
-    """Whether a base is in the cache, whole and of the size that its record tells."""
+def _intact(path: Path) -> bool:
     record = _state.read_json(path.with_suffix(".json"), {})
     if not path.exists() or record.get("file_size") != path.stat().st_size:
         return False
@@ -282,3 +281,8 @@ def _kept(
         mend=exc.mend,
         details=details,
     )
+
+
+def intact(path: Path) -> bool:
+    """Whether a base is in the cache, whole and as its record tells; for others who make bases."""
+    return _intact(path)

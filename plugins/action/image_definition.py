@@ -26,7 +26,7 @@ COLLECTION = Path(__file__).parent.parent.parent
 SPECIFICATION = COLLECTION / "roles/definition/meta/argument_specs.yml"
 STAGES = ("media", "base_vm", "adopt", "cloud_init", "applications", "harden", "sanitize", "export", "assess")
 """The stages whose roles and variables go into an image."""
-GUEST_STAGES = ("cloud_init", "applications", "harden", "sanitize")
+GUEST_STAGES = ("adopt", "cloud_init", "applications", "harden", "sanitize")
 """Those that write layers, by modules of this collection, too."""
 NOT_RECORDED = (
     *_definition.DURING_BUILD,

@@ -68,8 +68,12 @@ def _scores(request: Request) -> dict[str, t.Any] | None:
 
 
 def _source(request: Request) -> dict[str, str] | None:
-    """What the image was made from: the medium, or the layer of another image."""
-    parent = (request.stages.get("base_vm") or {}).get("parent") or {}
+    """What the image was made from: the medium, a foreign disk, or the layer of another image."""
+    base = request.stages.get("base_vm") or {}
+    if base.get("source"):
+        disk = base["source"]
+        return {"family": "disk", "sha256": str(disk["sha256"]), "source": str(disk["place"])}
+    parent = base.get("parent") or {}
     if parent:
         return {
             "family": "parent",

@@ -22,7 +22,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Fa
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
 
-DISK_STAGES = ("media", "base_vm", "cloud_init", "applications")
+DISK_STAGES = ("media", "base_vm", "adopt", "cloud_init", "applications")
 """The stages that make the disk on which a child stands (see «image_parent»)."""
 
 LAST = "applications"
@@ -31,6 +31,7 @@ LAST = "applications"
 _DISK_KEYS = (
     "image_os",
     "image_medium",
+    "image_source_disk",
     "image_parent",
     "image_disk",
     "image_machine",

@@ -35,14 +35,15 @@ def in_order(
     function: t.Callable[[_Item], _Answer],
     items: t.Iterable[_Item],
     weight: int,
-    most: int = MOST_WORKERS,
+    most: int = 4 * MOST_WORKERS,
 ) -> t.Iterator[_Answer]:
     """``function`` of every item, worked on by several threads, in the order of the items.
 
     :param weight: bytes that one piece takes, before and after.
-    :param most: how many may be worked on at the same time.
+    :param most: how many may be in work, or done and not yet taken, at the same time.
     """
-    depth = max(2, min(2 * workers(), most, WAITING // weight))
+    # More than there are threads: on a busy machine whoever takes the results may have to wait for its turn.
+    depth = max(2, min(4 * workers(), most, WAITING // weight))
     waiting: collections.deque[concurrent.futures.Future[_Answer]] = collections.deque()
     try:
         for item in items:

@@ -35,14 +35,14 @@ GZIP_HEADER = struct.pack("<2sBBIBB", b"\x1f\x8b", 8, 0, 0, 0, 255)
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One way to compress. ``piece`` is in bytes; ``most`` pieces are worked on at the same time (xz takes much memory)."""
+    """One way to compress. ``piece`` is in bytes; at most ``most`` pieces are in work (xz takes much memory)."""
 
     piece: int
     level: int
     levels: tuple[int, int]
     pack: t.Callable[[bytes, int], bytes]
     unpack: t.Callable[[bytes, int], bytes]
-    most: int = _parallel.MOST_WORKERS
+    most: int = 4 * _parallel.MOST_WORKERS
 
 
 METHODS = {

@@ -151,7 +151,10 @@ def test_the_built_image_passes(tree):
 BACKUP = (
     "rm -rf /run/undo; mkdir -p /run/undo; for f in {0}; do [ -e $f ] && cp -a --parents $f /run/undo/ || true; done"
 )
-RESTORE = "for f in {0}; do rm -rf $f; [ -e /run/undo$f ] && cp -a /run/undo$f $f || true; done; rm -rf /run/undo"
+RESTORE = (
+    "for f in {0}; do rm -rf $f; [ -e /run/undo$f -o -L /run/undo$f ] && cp -a /run/undo$f $f || true; done;"
+    " rm -rf /run/undo"
+)
 
 
 def name_of(mutation: Mutation) -> str:

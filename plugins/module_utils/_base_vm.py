@@ -116,6 +116,19 @@ def ensure_base(order: Order, progress: Progress, *, check_mode: bool = False) -
     return result
 
 
+def new_record(image: str, digest: str, inputs: t.Mapping[str, t.Any], disk: Path) -> dict[str, t.Any]:
+    """What the cache has to know of a base that was just made, for :func:`intact` and the images that stand on it."""
+    return {
+        "stage": "base_vm",
+        "image": image,
+        "digest": digest,
+        "inputs": dict(inputs),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "file_size": disk.stat().st_size,
+        "checksum": fast_checksum(disk),
+    }
+
+
 def intact(path: Path) -> bool:
     """Whether a base is in the cache as it was made."""
     record = _layers.record_of(path)
@@ -177,18 +190,8 @@ def _install_base(order: Order, inputs: dict[str, t.Any], digest: str, path: Pat
         libvirt.reap(order.domain)
         progress.phase("checking the disk")
         _qemu_img.check(disk)
-        record = {
-            "stage": "base_vm",
-            "image": order.image,
-            "digest": digest,
-            "inputs": inputs,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "file_size": disk.stat().st_size,
-            "checksum": fast_checksum(disk),
-            "seconds": round(time.monotonic() - began, 1),
-            "accelerator": accelerator,
-        }
-        _state.write_json(path.with_suffix(".json"), record)
+        more = {"seconds": round(time.monotonic() - began, 1), "accelerator": accelerator}
+        _state.write_json(path.with_suffix(".json"), {**new_record(order.image, digest, inputs, disk), **more})
 
 
 def _run_installer(

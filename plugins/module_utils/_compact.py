@@ -17,7 +17,6 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import (
-    _cli,
     _disk_chain,
     _overlay,
     _partitions,
@@ -119,10 +118,9 @@ def _compact_raw(disk: Path, order: Order, progress: Progress, check_mode: bool)
         return rows
     if any(_trim.is_unclean(disk, volume) for volume in _partitions.volumes(disk)):
         # Only with repair one gets here. That happens in a copy, as it may go wrong half way.
-        _state.need_space(disk.parent, _allocated(disk), f"a copy of {disk.name}")
         _state.reap_partials(disk.parent)
         with _state.partial(disk) as part:
-            _cli.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode,ownership", "--", disk, part])
+            _disk_chain.copy(disk, part)
             _trim_all(part, rows, order.repair, progress)
         return rows
     _trim_all(disk, rows, order.repair, progress)
@@ -211,7 +209,7 @@ def _look(disk: Path, repair: bool, progress: Progress) -> list[Row]:
         row.skipped = _trim.unsupported(volume)
         if not row.skipped and _trim.is_unclean(disk, volume) and not repair:
             raise _trim.unclean(disk, volume, "it was not unmounted")
-        if volume.fstype in _trim.EXT and not row.skipped:
+        if volume.fstype in _partitions.EXT and not row.skipped:
             row.used = _trim.ext_used(disk, volume)
         rows.append(row)
     return rows
@@ -224,7 +222,7 @@ def _trim_all(disk: Path, rows: t.Sequence[Row], repair: bool, progress: Progres
             continue
         volume = volumes[row.number]
         progress.phase(f"trimming volume {volume.number} ({volume.fstype})")
-        if volume.fstype in _trim.EXT:
+        if volume.fstype in _partitions.EXT:
             if volume.offset and _trim.is_unclean(disk, volume):
                 _trim.repair_apart(disk, volume, progress)
             else:
@@ -236,7 +234,7 @@ def _trim_all(disk: Path, rows: t.Sequence[Row], repair: bool, progress: Progres
             row.used = _private_mounts.alone(_trim.trimmer(disk, volume, repair))
         row.after = _trim.allocated_in(disk, volume)
         # The journal may be a hole: then what is allocated is less than what is used.
-        if row.used and row.after > row.used * TARGET and volume.fstype in _trim.EXT and os.geteuid() == 0:
+        if row.used and row.after > row.used * TARGET and volume.fstype in _partitions.EXT and os.geteuid() == 0:
             _trim.zero_free(disk, volume)
             row.after = _trim.allocated_in(disk, volume)
         progress.report(done=row.after, total=row.before)

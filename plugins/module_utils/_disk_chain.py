@@ -24,7 +24,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _foreign, _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _foreign, _qemu_img, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
 
@@ -40,6 +40,7 @@ _PROTOCOL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
 _LOCK_BYTES = (100, 200)
 _FLOCK = "hhqqi4x"
 _MARGIN = 64 << 20
+_SECTOR = 512
 _GRACE = 3.0
 """Seconds in which a loop device may go by itself."""
 
@@ -188,6 +189,12 @@ def take_after(new: Path, old: Path) -> None:
     with contextlib.suppress(PermissionError):
         os.chown(new, status.st_uid, status.st_gid)
     new.chmod(stat.S_IMODE(status.st_mode))
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a disk file with its holes; it costs nothing where the file system can share the blocks."""
+    _state.need_space(target.parent, source.stat().st_blocks * _SECTOR, f"a copy of {source.name}")
+    _cli.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode,ownership", "--", source, target])
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import (
-    _cli,
     _disk_chain,
     _partitions,
     _qemu_img,
@@ -29,7 +28,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._module import Re
 
 _HEAD = 2 << 20
 """Bytes at the beginning of a disk in which partition tables and superblocks are."""
-_SECTOR = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,12 +193,6 @@ def _same(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a disk file with its holes; it costs nothing where the file system can share the blocks."""
-    _state.need_space(target.parent, source.stat().st_blocks * _SECTOR, f"a copy of {source.name}")
-    _cli.run(["cp", "--reflink=auto", "--sparse=always", "--preserve=mode,ownership", "--", source, target])
-
-
 def _rebase(wanted: Wanted, named: tuple[Path, str], result: Result, check_mode: bool) -> None:
     below = _below(wanted)
     unsafe = wanted.rebase == "unsafe"
@@ -214,7 +206,7 @@ def _rebase(wanted: Wanted, named: tuple[Path, str], result: Result, check_mode:
     if check_mode:
         return
     with _state.partial(wanted.path) as part:
-        _copy(wanted.path, part)
+        _disk_chain.copy(wanted.path, part)
         _qemu_img.rebase(part, below.path, below.format, unsafe=unsafe)
         _qemu_img.check(part)
         if not unsafe:
@@ -239,7 +231,7 @@ def _repair(wanted: Wanted, fmt: str, result: Result, check_mode: bool) -> None:
     if check_mode:
         return
     with _state.partial(wanted.path) as part:
-        _copy(wanted.path, part)
+        _disk_chain.copy(wanted.path, part)
         _qemu_img.examine(part, fmt, wanted.repair)
         _qemu_img.check(part, fmt)
 

@@ -31,12 +31,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _qemu_img,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._disk_image import describe as described
-from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
-_EXT = ("ext2", "ext3", "ext4")
-_ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
 _BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
-_BOOT_CODE = 440
 _LIMIT = 256 << 20
 """Bytes that a file may have which is read; none of those wanted comes near it."""
 _SECONDS = 120.0
@@ -102,7 +98,7 @@ def contents(
             found.notes.append(f"there is no file system with an operating system (there is {seen or 'none'})")
             return found
         root = _partitions.root_of(found.volumes, links[0].path)
-        if root.fstype in _EXT:
+        if root.fstype in _partitions.EXT:
             _read_system(_debugfs(raw, root), found, packages)
         elif mount:
             seen_inside = _private_mounts.alone(lambda: _mounted(raw, root, packages))
@@ -132,7 +128,7 @@ def _mounted(raw: Path, root: _partitions.Volume, packages: bool) -> dict[str, t
 
 def _debugfs(raw: Path, volume: _partitions.Volume) -> Read:
     """Reads files of an ext file system."""
-    device = ext_device(raw, volume)
+    device = _partitions.ext_device(raw, volume)
 
     def read(name: str) -> bytes | None:
         with tempfile.TemporaryDirectory(prefix="cloudimg-") as folder:
@@ -156,13 +152,6 @@ def _confined(
     # A file that claims to be huge is not written out to its end.
     limit = ["prlimit", f"--fsize={_LIMIT}"]
     return _cli.run([*box, *limit, _cli.require(argv[0]), *argv[1:]], timeout=_SECONDS, check=False, env=env)
-
-
-def ext_device(raw: Path, volume: _partitions.Volume) -> str:
-    """How the tools of e2fsprogs name a file system within a file."""
-    if "?" in str(raw):
-        raise FactoryError("has a question mark in its path", where=str(raw), mend="rename it")
-    return f"{raw}?offset={volume.offset}"
 
 
 def _read_system(read: Read, found: Contents, packages: bool) -> None:
@@ -239,12 +228,12 @@ def _boot_mode(raw: Path, found: Contents) -> str:
     """By which firmware the disk can be booted: C(bios), C(uefi), C(both) or C(none)."""
     with raw.open("rb") as stream:
         head = stream.read(512)
-    bios = head[510:512] == b"\x55\xaa" and any(head[:_BOOT_CODE])
+    bios = head[510:512] == b"\x55\xaa" and any(head[: _partitions.BOOT_CODE])
     if found.table is None:
         bios = bios and not any(volume.fstype == "vfat" for volume in found.volumes)
     uefi = False
     for volume in found.volumes:
-        if volume.kind in _ESP:
+        if volume.kind in _partitions.ESP:
             uefi = uefi or _has_loader(raw, volume, found)
     if bios and found.table == "gpt" and not any(volume.kind == _BIOS_BOOT for volume in found.volumes):
         found.notes.append("there is boot code for BIOS, but no BIOS boot partition")

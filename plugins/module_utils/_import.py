@@ -28,7 +28,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _state,
     _sums,
 )
-from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, fast_checksum
+from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._download import Client, Interrupted, discard
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_source import Source, source_of
@@ -222,7 +222,7 @@ class _Import:
                 self._write(raw, disk)
                 # The record of a damaged base must not stand beside the new one.
                 _state.remove(path.with_suffix(".json"))
-                file_size, checksum = disk.stat().st_size, fast_checksum(disk)
+                record = _base_vm.new_record(order.image, digest, inputs, disk)
         finally:
             _state.remove(raw)
         source = {
@@ -231,17 +231,8 @@ class _Import:
             "sha256": sha256,
             **dataclasses.asdict(found),
         }
-        record = {
-            "stage": "base_vm",
-            "image": order.image,
-            "digest": digest,
-            "inputs": inputs,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "file_size": file_size,
-            "checksum": checksum,
-            "seconds": round(time.monotonic() - began, 1),
-            "facts": {"source": source, "layout": layout.dump(), "warnings": list(layout.warnings)},
-        }
+        record["seconds"] = round(time.monotonic() - began, 1)
+        record["facts"] = {"source": source, "layout": layout.dump(), "warnings": list(layout.warnings)}
         _state.write_json(path.with_suffix(".json"), record)
         for made in (path, path.with_suffix(".json")):
             _hand_over(made)

@@ -8,19 +8,15 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 import typing as t
 from pathlib import Path, PurePosixPath
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _partitions
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
-_EXT = ("ext2", "ext3", "ext4")
-_ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
 _XBOOTLDR = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
 _SWAP = ("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f", "82")
 _EXTENDED = ("5", "f", "85")
-_BOOT_CODE = 440
 _LARGEST_BOOT = 4 << 30
 _FSCK_SECONDS = 3600.0
 
@@ -74,10 +70,12 @@ def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
     """
     found = _partitions.volumes(raw)
     root = _root(found, where, key)
-    warnings = [line for volume in found if volume.fstype in _EXT for line in _repair(raw, volume, where, key, tick)]
+    warnings = [
+        line for volume in found if volume.fstype in _partitions.EXT for line in _repair(raw, volume, where, key, tick)
+    ]
     with raw.open("rb") as stream:
-        bios = any(stream.read(_BOOT_CODE))
-    uefi = any(volume.kind in _ESP for volume in found)
+        bios = any(stream.read(_partitions.BOOT_CODE))
+    uefi = any(volume.kind in _partitions.ESP for volume in found)
     warnings += _unsuitable(raw, found, root)
     if not (bios or uefi):
         warnings.append(
@@ -105,9 +103,10 @@ def _repair(raw: Path, volume: _partitions.Volume, where: str, key: str, tick: T
 
     What is in order is not written to.
     """
-    place = f"{raw}?offset={volume.offset}"
+    place = _partitions.ext_device(raw, volume)
     looked = _cli.run(["e2fsck", "-f", "-n", place], timeout=_FSCK_SECONDS, check=False, tick=tick)
-    if looked.rc == 0 and _unmounted(raw, volume):
+    state, to_replay = _partitions.ext_state(raw, volume)
+    if looked.rc == 0 and state & 1 and not to_replay:
         return []
     done = _cli.run(["e2fsck", "-f", "-p", place], timeout=_FSCK_SECONDS, check=False, tick=tick)
     if done.rc & ~3:
@@ -119,18 +118,6 @@ def _repair(raw: Path, volume: _partitions.Volume, where: str, key: str, tick: T
             mend="run fsck where it comes from, or import it while that machine is off",
         )
     return [f"the file system on {_name(volume)} was not in order (in use, or not unmounted): e2fsck has mended it"]
-
-
-def _unmounted(raw: Path, volume: _partitions.Volume) -> bool:
-    """Whether a file system (ext) was unmounted and its journal is empty, by its superblock.
-
-    Source: the kernel's Documentation/filesystems/ext4/super.rst, s_state and s_feature_incompat (recover).
-    """
-    with raw.open("rb") as stream:
-        stream.seek(volume.offset + 1024)
-        block = stream.read(1024)
-    state, incompatible = struct.unpack_from("<H", block, 0x3A)[0], struct.unpack_from("<I", block, 0x60)[0]
-    return bool(state & 1) and not incompatible & 4
 
 
 def _unsuitable(raw: Path, found: t.Sequence[_partitions.Volume], root: _partitions.Volume) -> list[str]:
@@ -158,8 +145,8 @@ def _separate_boot(
     raw: Path, found: t.Sequence[_partitions.Volume], root: _partitions.Volume
 ) -> _partitions.Volume | None:
     others = [volume for volume in found if volume != root and volume.fstype in _partitions.FILE_SYSTEMS]
-    if root.fstype in _EXT:
-        argv = ["debugfs", "-R", "cat /etc/fstab", f"{raw}?offset={root.offset}"]
+    if root.fstype in _partitions.EXT:
+        argv = ["debugfs", "-R", "cat /etc/fstab", _partitions.ext_device(raw, root)]
         mounts = _partitions.mounts(_cli.run(argv, timeout=60, check=False).stdout, found, root)
         told = [volume for volume, point in mounts if point == PurePosixPath("/boot")]
         if told:

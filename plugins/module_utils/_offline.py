@@ -140,7 +140,7 @@ class Tree:
 
     def _mount_volume(self, volume: _partitions.Volume, point: Path) -> str:
         """Mount a volume (the loop device frees itself when it is unmounted); returns the loop device."""
-        _loop_node()
+        ensure_loop_node()
         options = _OPTIONS.get(volume.fstype, "noatime")
         window = f"loop,offset={volume.offset},sizelimit={volume.size}"
         point.mkdir(parents=True, exist_ok=True)
@@ -326,7 +326,7 @@ def _unescape(name: str) -> str:
     return name
 
 
-def _loop_node() -> None:
+def ensure_loop_node() -> None:
     """Make the node of the next free loop device, which a container's /dev may lack."""
     done = _cli.run(["losetup", "--find"], timeout=30, check=False)
     node = Path(done.stdout.strip() or "/dev/loop0")

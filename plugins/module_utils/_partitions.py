@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import struct
 import typing as t
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +18,15 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Fa
 
 FILE_SYSTEMS = ("ext4", "ext3", "ext2", "xfs", "btrfs")
 """Those that a root file system may be."""
+
+EXT = ("ext2", "ext3", "ext4")
+"""Those that the tools of e2fsprogs work on."""
+
+ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
+"""What kind an EFI system partition is, in a GPT and in an MBR."""
+
+BOOT_CODE = 440
+"""Bytes of a disk's first sector that are for a boot loader."""
 
 _MOUNTABLE = (*FILE_SYSTEMS, "vfat")
 _ROOT_TYPES = (
@@ -64,6 +74,30 @@ def volumes(disk: Path) -> list[Volume]:
         )
         found.append(_named(volume, _probe(disk, volume)))
     return found
+
+
+def ext_device(raw: Path, volume: Volume) -> str:
+    """How the tools of e2fsprogs name a file system within a file."""
+    if "?" in str(raw):
+        raise FactoryError("has a question mark in its path", where=str(raw), mend="rename it")
+    return f"{raw}?offset={volume.offset}"
+
+
+def superblock(raw: Path, volume: Volume, at: int) -> bytes:
+    """The first KiB of what is ``at`` that position of a file system; zeros where there is less."""
+    with raw.open("rb") as stream:
+        stream.seek(volume.offset + at)
+        return stream.read(1024).ljust(1024, b"\0")
+
+
+def ext_state(raw: Path, volume: Volume) -> tuple[int, bool]:
+    """Of an ext file system its state (1: clean, 2: with errors), and whether its journal has to be replayed.
+
+    Source: s_state and s_feature_incompat (recover), https://docs.kernel.org/filesystems/ext4/super.html.
+    """
+    block = superblock(raw, volume, 1024)
+    state, incompatible = struct.unpack_from("<H", block, 58)[0], struct.unpack_from("<I", block, 96)[0]
+    return int(state), bool(incompatible & 4)
 
 
 def _probe(disk: Path, volume: Volume | None = None) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _partitions
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._offline import _loop_node as ensure_loop_node
+from ansible_collections.cloudimg.factory.plugins.module_utils._offline import ensure_loop_node
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEWNS = 0x00020000

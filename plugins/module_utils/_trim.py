@@ -19,11 +19,9 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _partitions, _private_mounts, _state
-from ansible_collections.cloudimg.factory.plugins.module_utils._disk_info import ext_device
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
-EXT = ("ext2", "ext3", "ext4")
 MOUNTED = ("xfs", "btrfs")
 """Those that are trimmed by mounting them."""
 
@@ -50,7 +48,7 @@ def allocated_in(disk: Path, volume: _partitions.Volume) -> int:
 
 def unsupported(volume: _partitions.Volume) -> str | None:
     """Why the free space of a volume cannot be found; None where it can."""
-    if volume.fstype in (*EXT, "swap"):
+    if volume.fstype in (*_partitions.EXT, "swap"):
         return None
     if volume.fstype in MOUNTED:
         if os.geteuid() != 0:
@@ -65,24 +63,19 @@ def unsupported(volume: _partitions.Volume) -> str | None:
 
 def is_unclean(disk: Path, volume: _partitions.Volume) -> bool:
     """Whether a file system was not unmounted, as far as its superblock tells."""
-    if volume.fstype in EXT:
-        block = _superblock(disk, volume, 1024)
-        state, incompatible = struct.unpack_from("<H", block, 58)[0], struct.unpack_from("<I", block, 96)[0]
-        return state & 3 != 1 or bool(incompatible & 4)  # not clean, with errors, or to be recovered from its journal
+    if volume.fstype in _partitions.EXT:
+        state, to_replay = _partitions.ext_state(disk, volume)
+        return state & 3 != 1 or to_replay
     if volume.fstype == "btrfs":
-        return bool(struct.unpack_from("<Q", _superblock(disk, volume, 65536), 0x60)[0])  # there is a log tree
+        return bool(
+            struct.unpack_from("<Q", _partitions.superblock(disk, volume, 65536), 0x60)[0]
+        )  # there is a log tree
     return False
-
-
-def _superblock(disk: Path, volume: _partitions.Volume, at: int) -> bytes:
-    with disk.open("rb") as stream:
-        stream.seek(volume.offset + at)
-        return stream.read(1024).ljust(1024, b"\0")
 
 
 def ext_used(disk: Path, volume: _partitions.Volume) -> int:
     """Bytes that an ext file system uses, its own tables included."""
-    block = _superblock(disk, volume, 1024)
+    block = _partitions.superblock(disk, volume, 1024)
     count, free, log_size = (struct.unpack_from("<I", block, at)[0] for at in (4, 12, 24))
     if struct.unpack_from("<I", block, 96)[0] & 0x80:  # 64-bit block numbers
         count |= struct.unpack_from("<I", block, 0x150)[0] << 32
@@ -100,7 +93,7 @@ def unclean(disk: Path, volume: _partitions.Volume, why: str) -> FactoryError:
 
 def trim_ext(disk: Path, volume: _partitions.Volume, repair: bool, progress: Progress) -> None:
     """Have e2fsck punch holes. It does not on the run on which it mends anything, so that is a run of its own."""
-    device = ext_device(disk, volume)
+    device = _partitions.ext_device(disk, volume)
 
     def fsck(*options: str) -> _cli.Completed:
         argv = ["e2fsck", "-f", *options, device]

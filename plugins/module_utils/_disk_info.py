@@ -16,7 +16,6 @@ Partitions Specification; os-release(5); dpkg-query(1).
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import shlex
 import tempfile
@@ -25,7 +24,9 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _cli,
+    _confined,
     _disk_chain,
+    _esp,
     _partitions,
     _private_mounts,
     _qemu_img,
@@ -33,9 +34,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
 from ansible_collections.cloudimg.factory.plugins.module_utils._disk_image import describe as described
 
 _BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
-_LIMIT = 256 << 20
-"""Bytes that a file may have which is read; none of those wanted comes near it."""
-_SECONDS = 120.0
 _RELEASE = ("usr/lib/os-release", "etc/os-release")
 _DPKG = "var/lib/dpkg/status"
 _RPM = tuple(
@@ -118,7 +116,7 @@ def _mounted(raw: Path, root: _partitions.Volume, packages: bool) -> dict[str, t
         try:
             tops = _SUBVOLUMES if root.fstype == "btrfs" else ("",)
             top = next((top for top in tops if any((point / top / name).is_file() for name in _RELEASE)), "")
-            _read_system(lambda name: _private_mounts.read_inside(point, top + name, _LIMIT), found, packages)
+            _read_system(lambda name: _private_mounts.read_inside(point, top + name, _confined.LIMIT), found, packages)
         finally:
             _private_mounts.unmount(point)
     finally:
@@ -134,24 +132,12 @@ def _debugfs(raw: Path, volume: _partitions.Volume) -> Read:
         with tempfile.TemporaryDirectory(prefix="cloudimg-") as folder:
             target = Path(folder, "file")
             # Only names of ours get here, so that there is nothing to quote.
-            _confined(["debugfs", "-R", f"dump /{name} {target}", device], folder)
+            _confined.run(["debugfs", "-R", f"dump /{name} {target}", device], writable=folder)
             if not target.exists():
                 return None
-            return target.read_bytes() if 0 < target.stat().st_size < _LIMIT else None
+            return target.read_bytes() if 0 < target.stat().st_size < _confined.LIMIT else None
 
     return read
-
-
-def _confined(
-    argv: t.Sequence[str], folder: str | None = None, env: t.Mapping[str, str] | None = None
-) -> _cli.Completed:
-    """Run a program on what a stranger has made, so that it can write to nothing but ``folder`` and reach no network."""
-    view = ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
-    place = ["--bind", folder, folder] if folder else []
-    box = ["bwrap", "--unshare-all", "--die-with-parent", *view, *place]
-    # A file that claims to be huge is not written out to its end.
-    limit = ["prlimit", f"--fsize={_LIMIT}"]
-    return _cli.run([*box, *limit, _cli.require(argv[0]), *argv[1:]], timeout=_SECONDS, check=False, env=env)
 
 
 def _read_system(read: Read, found: Contents, packages: bool) -> None:
@@ -187,7 +173,7 @@ def _query_rpm(name: str, database: bytes, found: Contents) -> list[dict[str, st
     with tempfile.TemporaryDirectory(prefix="cloudimg-") as folder:
         Path(folder, name).write_bytes(database)
         argv = ["rpm", "--dbpath", folder, "--query", "--all", "--queryformat", "%{NAME}\t%{EVR}\t%{ARCH}\n"]
-        done = _confined(argv, folder)
+        done = _confined.run(argv, writable=folder)
     if done.rc:
         found.notes.append(f"rpm cannot read the database: {_cli.tail(done.stderr, 1)}")
         return None
@@ -246,6 +232,4 @@ def _has_loader(raw: Path, volume: _partitions.Volume, found: Contents) -> bool:
     if not _cli.which("mdir"):
         found.notes.append("whether the EFI system partition holds a boot loader is not known: install mtools")
         return True
-    argv = ["mdir", "-b", "-/", "-i", f"{raw}@@{volume.offset}", "::/EFI"]
-    done = _confined(argv, env={"MTOOLS_SKIP_CHECK": "1", "MTOOLSRC": os.devnull})
-    return any(line.strip().lower().endswith(".efi") for line in done.stdout.splitlines())
+    return bool(_esp.programs(raw, volume))

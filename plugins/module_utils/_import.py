@@ -37,7 +37,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Own
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import KEY, SourceDisk
 
-_RECIPE = 1
+_RECIPE = 2
 """Raised when this makes another base out of the same inputs."""
 
 

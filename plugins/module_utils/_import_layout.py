@@ -11,7 +11,7 @@ import dataclasses
 import typing as t
 from pathlib import Path, PurePosixPath
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _partitions
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _esp, _partitions
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 _XBOOTLDR = "bc13c2ff-59e6-4262-a352-b275fd6f7172"
@@ -28,7 +28,7 @@ class Layout:
     """What is on a disk.
 
     :ivar root: the partition with the root file system; ``volumes`` all of them.
-    :ivar bios: whether there is a boot loader for BIOS; ``uefi``: whether there is an EFI system partition.
+    :ivar bios: whether there is a boot loader for BIOS; ``uefi``: whether there is one for UEFI.
     :ivar warnings: what does not suit a cloud, one line each.
     """
 
@@ -75,11 +75,13 @@ def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
     ]
     with raw.open("rb") as stream:
         bios = any(stream.read(_partitions.BOOT_CODE))
-    uefi = any(volume.kind in _partitions.ESP for volume in found)
+    system = [volume for volume in found if volume.kind in _partitions.ESP and volume.fstype == "vfat"]
+    uefi = any(_esp.programs(raw, volume) for volume in system)
     warnings += _unsuitable(raw, found, root)
+    warnings += [line for volume in system if (line := _esp.make_findable(raw, volume))]
     if not (bios or uefi):
         warnings.append(
-            "it has no boot loader in its first sector and no EFI system partition, so that it may not boot"
+            "it has no boot loader in its first sector and none on an EFI system partition, so that it may not boot"
         )
     return Layout(root, tuple(found), bios, uefi, tuple(warnings))
 

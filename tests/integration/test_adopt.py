@@ -175,6 +175,7 @@ def test_the_build_knows_what_it_is_made_of(site, adopted):
     assert base["source"]["place"] == site.source["path"]
     assert base["source"]["checksum"] == site.source["checksum"]
     assert base["layout"]["uefi"] is True
+    assert [line for line in base["warnings"] if "it is in /EFI/BOOT, too, now" in line]
     assert base["size"] == 1600 << 20
     assert "media" not in adopted["stages"]
     assert adopted["inputs"]["stage"]["adopt"]

@@ -257,7 +257,7 @@ def squashfs(disk: Path, root: Path, _repeat: int) -> None:
         return folder / "tree.squashfs"
 
     ways: list[tuple[str, Run]] = [("mksquashfs -comp zstd (level 15)", squash)]
-    for level in (None, 6, 9, 12, 15):
+    for level in (None, 6, 9, 12):
         name = f"own writer, 1M, level {level or '3 (default)'}"
         ways.append((name, lambda folder, n=level: own_write(disk, folder, 1 << 20, n)))
     rows = measured(1, root, *ways)

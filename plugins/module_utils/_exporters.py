@@ -47,6 +47,7 @@ class Request:
     formats: tuple[Entry, ...] = ("qcow2",)
     compression: str = "zstd"
     cluster_size: int | None = None
+    level: int | None = None
     ova_certificate: Path | None = None
     ova_key: Path | None = None
     definition: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
@@ -145,12 +146,15 @@ class Qcow2(_Disk):
         compression = entry.get("compression") or request.compression
         given = entry.get("cluster_size")
         size = _formats.cluster_size(given) if given else request.cluster_size or CLUSTER_SIZES[compression]
-        return {"compression": compression, "cluster_size": size, "level": entry.get("level")}
+        level = entry.get("level")
+        if level is not None and compression == "zstd":
+            _codecs.need_zstd()
+        if level is None and compression == request.compression and (compression == "zlib" or _codecs.has_zstd()):
+            level = request.level
+        return {"compression": compression, "cluster_size": size, "level": level}
 
     def write(self, job: Job) -> dict[str, str] | None:
         compression, size, level = (job.options[key] for key in ("compression", "cluster_size", "level"))
-        if compression == "zstd" and level is not None:
-            _codecs.need_zstd()
         if compression == "zlib" or _codecs.has_zstd():
             _qcow2_write.write(
                 *(job.source, job.target, job.executor),

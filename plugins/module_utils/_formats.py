@@ -50,7 +50,8 @@ SPECS: dict[str, dict[str, dict[str, t.Any]]] = {
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _SIZE = re.compile(r"([1-9]\d*)([kKM]?)(?:iB)?")
 _UNITS = {"": 1, "k": 1 << 10, "K": 1 << 10, "M": 1 << 20}
-_LEVELS = {"zstd": (1, 19), "zlib": (1, 9)}
+LEVELS = {"zstd": (1, 19), "zlib": (1, 9)}
+"""The levels of compression that a qcow2 can be made with, from and to."""
 
 
 def cluster_size(text: str | int) -> int:
@@ -74,8 +75,7 @@ def check(entry: dict[str, t.Any], refuse: Refuse) -> str | dict[str, t.Any]:
             refuse(("cluster_size",), str(exc), "give a power of two from 512 to 2M")
     if "level" in found:
         method = name.partition(".")[2]
-        kind = found.get("compression", "zstd")
-        least, most = _raw_write.METHODS[method].levels if method else _LEVELS[kind]
+        least, most = _raw_write.METHODS[method].levels if method else LEVELS[found.get("compression", "zstd")]
         if not least <= found["level"] <= most:
             refuse(("level",), f"is not from {least} to {most}", "correct it")
     if not _LABEL.fullmatch(found.get("label", "x")):

@@ -47,15 +47,16 @@ Percent = t.Callable[[float], None]
 
 
 def compressor(compression: str, level: int | None) -> t.Callable[[bytearray], bytes]:
-    """The function that compresses one cluster. Level 3 of zstd gets a larger table of matches, and shorter ones:
+    """The function that compresses one cluster, by default at about QEMU's level.
 
-    the files of a Debian 12 then take 1.1 % less, for a tenth of the time more; the decoder does not notice.
+    zstd looks for matches from 4 bytes on, which binaries have many of, and by default has a larger table for them: the files
+    of a Debian 12 then take 1.1 % less for a tenth of the time more, and 1.6 % less at level 6. Decoders do not notice.
     """
     if compression == "zlib":
         return lambda data: _codecs.deflate(data, -1 if level is None else level, _ZLIB_WINDOW, last=True)
     if level is None:
         return lambda data: _codecs.zstd(data, level=3, min_match=4, hash_log=18)
-    return lambda data: _codecs.zstd(data, level=level)
+    return lambda data: _codecs.zstd(data, level=level, min_match=4)
 
 
 def write(

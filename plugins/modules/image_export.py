@@ -83,6 +83,11 @@ options:
       - Cluster size of a qcow2 that does not say it itself, such as V(64K) or V(2M); a power of two.
       - By default what made the smallest file, 1M for V(zstd) and 64K for V(zlib).
     type: bytes
+  level:
+    description:
+      - How hard a qcow2 with O(compression) is compressed that does not say it itself, 1 to 19 for V(zstd), 1 to 9 for V(zlib).
+      - By default about what qemu-img does, V(3) or V(6). At V(6), V(zstd) makes files that are 5 % smaller in twice the time.
+    type: int
   ova_certificate:
     description:
       - A file on the builder with the X.509 certificate, in PEM, by which OVA files are signed. Certificates of those
@@ -207,7 +212,9 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils._definition import Checker, formats
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._export import Request, export
+from ansible_collections.cloudimg.factory.plugins.module_utils._formats import LEVELS
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.module_utils._qemu_img import COMPRESSIONS
@@ -221,6 +228,7 @@ SPEC: dict[str, t.Any] = {
     "formats": {"type": "list", "elements": "raw", "default": ["qcow2"]},
     "compression": {"type": "str", "choices": list(COMPRESSIONS), "default": "zstd"},
     "cluster_size": {"type": "bytes"},
+    "level": {"type": "int"},
     "ova_certificate": {"type": "path"},
     "ova_key": {"type": "path", "no_log": False},
     "definition": {"type": "dict", "default": {}},
@@ -238,6 +246,11 @@ def work(module: AnsibleModule) -> Result:
     for name in ("directory", "source", "packages_file", "ova_certificate", "ova_key"):
         options[name] = Path(options[name]).absolute() if options[name] else None
     options["formats"] = tuple(formats(options["formats"], Checker(lambda _path: None), "formats"))
+    least, most = LEVELS[options["compression"]]
+    if options["level"] is not None and not least <= options["level"] <= most:
+        raise FactoryError(
+            f"is not from {least} to {most}", key="level", mend=f"correct it for {options['compression']}"
+        )
     return export(Request(**options), progress, check_mode=module.check_mode)
 
 

@@ -48,16 +48,6 @@ class Score:
     failures: list[str]
 
 
-def os_release(root: Path) -> dict[str, str]:
-    """What a system says about itself."""
-    for name in ("etc/os-release", "usr/lib/os-release"):
-        path = root / name
-        if path.is_file():
-            rows = (line.partition("=") for line in path.read_text(encoding="utf-8").splitlines())
-            return {key: value.strip("\"'") for key, _sep, value in rows}
-    return {}
-
-
 def content_for(release: t.Mapping[str, str], folder: Path = CONTENT) -> Path | None:
     """The data stream for a system; None where the builder has none for just this version."""
     name, version = release.get("ID", ""), release.get("VERSION_ID", "")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import tempfile
 import typing as t
 from pathlib import Path
@@ -27,6 +26,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _confined,
     _disk_chain,
     _esp,
+    _os_release,
     _partitions,
     _private_mounts,
     _qemu_img,
@@ -34,7 +34,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
 from ansible_collections.cloudimg.factory.plugins.module_utils._disk_image import describe as described
 
 _BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
-_RELEASE = ("usr/lib/os-release", "etc/os-release")
 _DPKG = "var/lib/dpkg/status"
 _RPM = tuple(
     f"{folder}/{name}"
@@ -115,7 +114,7 @@ def _mounted(raw: Path, root: _partitions.Volume, packages: bool) -> dict[str, t
         _private_mounts.mount(raw, root, point, _private_mounts.READ_ONLY[root.fstype])
         try:
             tops = _SUBVOLUMES if root.fstype == "btrfs" else ("",)
-            top = next((top for top in tops if any((point / top / name).is_file() for name in _RELEASE)), "")
+            top = next((top for top in tops if any((point / top / name).is_file() for name in _os_release.PLACES)), "")
             _read_system(lambda name: _private_mounts.read_inside(point, top + name, _confined.LIMIT), found, packages)
         finally:
             _private_mounts.unmount(point)
@@ -141,10 +140,10 @@ def _debugfs(raw: Path, volume: _partitions.Volume) -> Read:
 
 
 def _read_system(read: Read, found: Contents, packages: bool) -> None:
-    for name in _RELEASE:
+    for name in reversed(_os_release.PLACES):
         release = read(name)
         if release:
-            found.os_release = parse_release(release.decode("utf-8", "replace"))
+            found.os_release = _os_release.parse(release.decode("utf-8", "replace"))
             break
     else:
         found.notes.append("there is no /usr/lib/os-release: what system it is cannot be told")
@@ -183,19 +182,6 @@ def _query_rpm(name: str, database: bytes, found: Contents) -> list[dict[str, st
 
 def _order(row: t.Mapping[str, str]) -> tuple[str, str, str]:
     return row["name"], row["arch"], row["version"]
-
-
-def parse_release(text: str) -> dict[str, str]:
-    """The settings of an os-release file."""
-    found = {}
-    for line in text.splitlines():
-        name, sep, value = line.strip().partition("=")
-        if sep and re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            try:
-                found[name] = " ".join(shlex.split(value))
-            except ValueError:  # a quotation mark without its other
-                found[name] = value
-    return found
 
 
 def parse_dpkg(text: str) -> list[dict[str, str]]:

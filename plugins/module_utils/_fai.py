@@ -23,7 +23,7 @@ import threading
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _cli
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _os_release
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
@@ -41,6 +41,7 @@ _RECIPE = 1
 _TIMEOUT = 3600.0
 _SPACE = 3 << 30
 _FAI_LOCK = Path("/run/lock/cloudimg-fai.lock")
+_SUITE = re.compile(r"[a-z]+")
 _CONFIG_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
@@ -74,15 +75,14 @@ class FaiSpec:
 
 def builder_suite() -> str:
     """The codename of the Debian release that the builder runs."""
-    release = Path("/etc/os-release").read_text(encoding="utf-8")
-    match = re.search(r"^VERSION_CODENAME=\"?([a-z]+)", release, re.MULTILINE)
-    if not match:
+    suite = _os_release.read(Path("/")).get("VERSION_CODENAME", "")
+    if not _SUITE.fullmatch(suite):
         raise FactoryError(
             "the builder does not tell its Debian release",
             where="/etc/os-release",
             mend="build media of the family fai on a Debian builder",
         )
-    return match.group(1)
+    return suite
 
 
 def builder_sources(suite: str) -> tuple[str, ...]:

@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import signal
 import stat
 import time
 import typing as t
 from pathlib import Path, PurePosixPath
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _overlay, _partitions
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _os_release, _overlay, _partitions
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors
 
@@ -123,11 +122,7 @@ class Tree:
         else:
             rows = [line.split("\t") for line in self._chroot("rpm", "-qa", "--qf", "%{NAME}\\t%{EVR}\\t%{ARCH}\\n")]
         packages = [dict(zip(("name", "version", "arch"), row)) for row in sorted(rows)]
-        release = (line.partition("=") for line in self._read("etc/os-release").splitlines() if "=" in line)
-        return {
-            "packages": packages,
-            "os_release": {key: " ".join(shlex.split(value)) for key, _sep, value in release if key.isupper()},
-        }
+        return {"packages": packages, "os_release": _os_release.parse(self._read("etc/os-release"))}
 
     def matches(self, patterns: t.Iterable[str]) -> list[str]:
         """The files (with something in them) that match shell patterns of absolute paths in the tree."""

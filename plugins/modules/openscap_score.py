@@ -108,7 +108,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _audit_openscap, _cli, _supervisor
+from ansible_collections.cloudimg.factory.plugins.module_utils import _audit_openscap, _cli, _os_release, _supervisor
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, run_module
 
 SPEC: dict[str, t.Any] = {
@@ -130,7 +130,7 @@ def work(module: AnsibleModule) -> Result:
     seen = Path(f"/proc/{holder}/root{root}") if holder else root
     if not _cli.which("oscap"):
         return _none("OpenSCAP is not installed on the builder; run playbooks/builder.yml with the feature scores")
-    release = _audit_openscap.os_release(seen)
+    release = _os_release.read(seen)
     chosen = module.params["content"]
     content = Path(chosen) if chosen else _audit_openscap.content_for(release)
     if content is None:

@@ -155,7 +155,11 @@ def tamper(path: Path) -> None:
         ({"compression": "zlib"}, None, "debian-12-1.qcow2: compression differs: zstd → zlib"),
         ({"cluster_size": 65536}, None, "debian-12-1.qcow2: cluster_size differs: 1048576 → 65536"),
         ({"level": 9}, None, "debian-12-1.qcow2: level differs: None → 9"),
-        ({"formats": ({"format": "qcow2", "level": 1},), "level": 9}, None, "debian-12-1.qcow2: level differs: None → 1"),
+        (
+            {"formats": ({"format": "qcow2", "level": 1},), "level": 9},
+            None,
+            "debian-12-1.qcow2: level differs: None → 1",
+        ),
         ({}, Path.unlink, "debian-12-1.qcow2: is missing"),
         ({}, tamper, "debian-12-1.qcow2: checksum differs from the descriptor's"),
     ],

@@ -26,15 +26,14 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _foreign, _qemu_img, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._foreign_head import Head
+from ansible_collections.cloudimg.factory.plugins.module_utils._foreign_qcow2 import disk_below, judge_header
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
 
 FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vpc")
 
 _MAGIC = b"QFI\xfb"
-_BACKING_FORMAT = 0xE2792ACA
-_DATA_FILE, _CORRUPT, _KNOWN = 0b100, 0b10, 0b11111
 _LARGEST = 1 << 50
-_LONGEST_NAME = 1023
 _DEEPEST = 64
 _PROTOCOL = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*:")
 _LOCK_BYTES = (100, 200)
@@ -114,48 +113,19 @@ def _is_qcow2(path: Path) -> bool:
 def _below(path: Path) -> tuple[Path, str] | None:
     """The same as :func:`named_below` for a qcow2, whose header is judged by the way."""
     with _state.explain_os_errors(path), path.open("rb") as stream:
-        head = stream.read(1 << 16)
-    if len(head) < 104:
-        raise FactoryError("ends within its header", where=str(path), mend="fetch it again")
-    version, at, length, cluster_bits, size, crypt = struct.unpack_from(">IQIIQI", head, 4)
-    incompatible = struct.unpack_from(">Q", head, 72)[0] if version >= 3 else 0
-    header_length = struct.unpack_from(">I", head, 100)[0] if version >= 3 else 72
-    for wrong, why in (
-        (version not in (2, 3), f"is a qcow2 of version {version}, which is not supported"),
-        (incompatible & _DATA_FILE, "keeps its data in another file (external data file)"),
-        (crypt, "is encrypted"),
-        (incompatible & _CORRUPT, "is marked as corrupted"),
-        (incompatible & ~_KNOWN, "uses features of qcow2 that are not known"),
-        (not 9 <= cluster_bits <= 21, f"has impossible clusters (2^{cluster_bits} bytes)"),
-        (size > _LARGEST, f"claims to hold {size} bytes, more than is believable"),
-        (at and (length > _LONGEST_NAME or at + length > len(head)), "has its backing file's name at an odd place"),
-    ):
-        if wrong:
-            raise FactoryError(why, where=str(path), mend="make it again where it comes from")
-    if not at:
+        head = Head(path, stream, _LARGEST)
+        head.believe(judge_header(head)[0])
+        found = disk_below(head)
+    if not found:
         return None
-    name = head[at : at + length]
+    name, fmt = found
     if _PROTOCOL.match(name) or b"\0" in name:
-        raise FactoryError("stands on something that is no file", where=str(path), mend="flatten it where it is from")
-    fmt = _extension(head, header_length)
+        head.refuse("stands on something that is no file")
     if not fmt:
-        mend = "tell it by: qemu-img rebase -u -b … -F …"
-        raise FactoryError("does not say what format the disk below it has", where=str(path), mend=mend)
+        head.refuse("does not say what format the disk below it has", "tell it by: qemu-img rebase -u -b … -F …")
     if fmt not in FORMATS:
-        raise FactoryError(f"stands on a disk of the format {fmt!r}, which is not known", where=str(path))
+        head.refuse(f"stands on a disk of the format {fmt!r}, which is not known")
     return path.parent / os.fsdecode(name), fmt
-
-
-def _extension(head: bytes, at: int) -> str:
-    """The format of the disk below, from the header's extensions."""
-    while at + 8 <= len(head):
-        kind, length = struct.unpack_from(">II", head, at)
-        if not kind:
-            break
-        if kind == _BACKING_FORMAT:
-            return head[at + 8 : at + 8 + length].rstrip(b"\0").decode("ascii", "replace")
-        at += 8 + -(-length // 8) * 8
-    return ""
 
 
 def refuse_in_use(path: Path) -> None:

@@ -20,22 +20,40 @@ _LARGEST_REFCOUNT_TABLE = 8 << 20
 _MOST_SNAPSHOTS = 65536
 _L1_OFFSET = 0x00FF_FFFF_FFFF_FE00
 _REFCOUNT_OFFSET = 0xFFFF_FFFF_FFFF_FE00
-_DATA_FILE, _LUKS = 0x44415441, 0x0537BE77
+_LONGEST_NAME = 1023
+_FIRST = 1 << 16
+"""Bytes of the file in which QEMU writes all of its header."""
+
+_DATA_FILE, _LUKS, _BACKING_FORMAT = 0x44415441, 0x0537BE77, 0xE2792ACA
 _DIRTY, _CORRUPT, _EXTERNAL, _COMPRESSION, _EXTENDED_L2 = 1, 2, 4, 8, 16
 _KNOWN = _DIRTY | _CORRUPT | _EXTERNAL | _COMPRESSION | _EXTENDED_L2
 _EXTENSIONS = {_DATA_FILE: "keeps its data in another file (external data file)", _LUKS: "is encrypted"}
 
 
 def judge_qcow2(head: Head) -> int:
-    """The virtual size of a qcow2 in bytes.
+    """The virtual size in bytes of a qcow2 that stands alone.
 
     :raises FactoryError: its header asks for other files or keys, claims what cannot be, or lets tables overlap.
     """
-    version, backing, _length, cluster_bits, size, crypt = head.unpack(">IQIIQI", 4)
+    if head.unpack(">Q", 8)[0]:
+        head.refuse("needs another file below it (backing file)")
+    size, cluster, incompatible = judge_header(head)
+    head.believe(size)
+    if head.unpack(">I", 4)[0] >= 3:
+        _check_extensions(head, cluster)
+    _check_tables(head, size, cluster, bool(incompatible & _EXTENDED_L2))
+    return size
+
+
+def judge_header(head: Head) -> tuple[int, int, int]:
+    """Virtual size, size of clusters and incompatible features of a qcow2, whether it stands on another disk or not.
+
+    :raises FactoryError: it asks for other files besides that, or keys, or is such as QEMU does not take.
+    """
+    version, _backing, _length, cluster_bits, size, crypt = head.unpack(">IQIIQI", 4)
     incompatible = head.unpack(">Q", 72)[0] if version >= 3 else 0
     for wrong, why in (
         (version not in (2, 3), f"is a qcow2 of version {version}, which is not supported"),
-        (backing, "needs another file below it (backing file)"),
         (incompatible & _EXTERNAL, "keeps its data in another file (external data file)"),
         (crypt, "is encrypted"),
         (incompatible & _CORRUPT, "is marked as corrupted"),
@@ -44,12 +62,29 @@ def judge_qcow2(head: Head) -> int:
     ):
         if wrong:
             head.refuse(why)
-    head.believe(size)
-    cluster = 1 << cluster_bits
-    if version >= 3:
-        _check_extensions(head, cluster)
-    _check_tables(head, size, cluster, bool(incompatible & _EXTENDED_L2))
-    return int(size)
+    return int(size), 1 << cluster_bits, int(incompatible)
+
+
+def disk_below(head: Head) -> tuple[bytes, str] | None:
+    """The name of the disk that a qcow2 stands on, and its format (empty where that is not told); None for one that stands alone.
+
+    :raises FactoryError: the name is not where QEMU would look for it.
+    """
+    version, at, length = head.unpack(">IQI", 4)
+    if not at:
+        return None
+    if not 0 < length <= _LONGEST_NAME or at + length > min(head.size, _FIRST):
+        head.refuse("has its backing file's name at an odd place", BROKEN)
+    extension = head.unpack(">I", 100)[0] if version >= 3 else 72
+    while extension + 8 <= min(at, head.size):
+        kind, size = head.unpack(">II", extension)
+        if kind == _BACKING_FORMAT:
+            name = head.read(extension + 8, min(size, _LONGEST_NAME))
+            return head.read(at, length), name.rstrip(b"\0").decode("ascii", "replace")
+        if not kind:
+            break
+        extension += 8 + -(-size // 8) * 8
+    return head.read(at, length), ""
 
 
 def _check_extensions(head: Head, cluster: int) -> None:

@@ -6,7 +6,8 @@
 
 Makes a disk of 8 GiB with one ext4: 1.6 GiB of this machine's own /usr, and 2.4 GiB that were written and deleted again, one
 half of the same kind and one half random. Each way makes a compressed qcow2 of it, from a copy of its own that is not counted.
-The result must be sound and hold the same live files. Prints one table.
+The result must be sound and hold the same live files. Prints one table. With --sizes it prints another one instead: the same live
+and deleted data on disks of several sizes, here only.
 
 Run it as ``.venv/bin/python benchmarks/compact.py`` after ``make test`` has set up ``.venv``. virt-sparsify is in the package
 guestfs-tools of Debian, and wants a kernel of the distribution (linux-image-cloud-amd64); without it, its row is left out.
@@ -15,9 +16,10 @@ guestfs-tools of Debian, and wants a kernel of the distribution (linux-image-clo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
+import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -194,19 +196,56 @@ def accelerator() -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def measured(way: Way, disk: Path, limit: float, force: str) -> tuple[float, float, Path]:
-    """The seconds that a way took on a copy of the disk, those of the processors, and its result."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a way took: seconds, those of the processors, MiB of memory at most; and its result."""
+
+    seconds: float
+    cpu: float
+    memory: float
+    result: Path
+
+
+def measured(way: Way, disk: Path, limit: float, force: str) -> Measured:
+    """What a way takes on a copy of the disk."""
     copy, target = disk.with_name("copy.raw"), disk.with_name("result.qcow2")
     run("cp", "--sparse=always", disk, copy)
     run("sync", copy)
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     env = {**os.environ, "LIBGUESTFS_BACKEND": "direct", "TMPDIR": str(disk.parent)}
     if force == "tcg":
         env["LIBGUESTFS_BACKEND_SETTINGS"] = "force_tcg"
-    subprocess.run(way(copy, target), check=True, capture_output=True, env=env, timeout=limit)
-    seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Its child's usage is that of the way alone, with whatever it starts.
+    report = (
+        f"import json, resource as r, subprocess, sys; u = subprocess.run(sys.argv[1:], timeout={limit}).returncode; "
+    )
+    report += (
+        "c = r.getrusage(r.RUSAGE_CHILDREN); print(json.dumps([c.ru_utime + c.ru_stime, c.ru_maxrss])); sys.exit(u)"
+    )
+    began = time.monotonic()
+    argv = [sys.executable, "-c", report, *way(copy, target)]
+    done = subprocess.run(argv, check=True, capture_output=True, env=env)
+    seconds = time.monotonic() - began
     copy.unlink()
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, target
+    cpu, memory = json.loads(done.stdout.splitlines()[-1])
+    return Measured(seconds, cpu, memory / 1024, target)
+
+
+def sizes(folder: Path, wanted: t.Sequence[int], live: int, deleted: int, limit: float) -> None:
+    """Print how much the size of the disk matters."""
+    print(f"{live} MiB live, {deleted} MiB deleted; compacted, exported, verified and hashed")
+    print(f"{'GiB':>6} {'seconds':>8} {'cpu':>7} {'memory':>7} {'MiB':>7}")
+    for size in wanted:
+        place = folder / str(size)
+        place.mkdir()
+        disk, files = make(place, size, live, deleted)
+        found = measured(ours, disk, limit, "")
+        mib = found.result.stat().st_size / MIB
+        sound = "" if holds(found.result, files) else "  DOES NOT HOLD THE SAME"
+        print(
+            f"{size / 1024:6.0f} {found.seconds:8.1f} {found.cpu:7.1f} {found.memory:7.0f} {mib:7.0f}{sound}",
+            flush=True,
+        )
+        shutil.rmtree(place)
 
 
 def main() -> None:
@@ -217,6 +256,9 @@ def main() -> None:
     parser.add_argument("--deleted", type=int, default=2458, help="MiB of deleted files")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that one way may take")
     parser.add_argument("--folder", type=Path, help="where to work; it takes some 20 GiB")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", metavar="MIB", help="of disks to compare, instead of the other ways"
+    )
     options = parser.parse_args()
     ways: dict[str, Way] = {
         "disk_compact, image_export": ours,
@@ -228,30 +270,31 @@ def main() -> None:
     if not shutil.which("virt-sparsify"):
         del ways["virt-sparsify --compress"]
     with tempfile.TemporaryDirectory(prefix="cloudimg-benchmark-", dir=options.folder) as folder:
+        if options.sizes:
+            sizes(Path(folder), options.sizes, options.live, options.deleted, options.limit)
+            return
         disk, wanted = make(Path(folder), options.size, options.live, options.deleted)
         force = accelerator()
         title = f"{options.size} MiB, {options.live} MiB live in {len(wanted)} files, {options.deleted} MiB deleted"
         print(f"{title}; machines run by {force}")
-        print(f"{'':26} {'seconds':>8} {'cpu':>7} {'MiB':>7} {'our time':>9} {'our size':>9}")
+        print(f"{'':26} {'seconds':>8} {'cpu':>7} {'memory':>7} {'MiB':>7} {'our time':>9} {'our size':>9}")
         floor: tuple[float, int] | None = None
         for name, way in ways.items():
             try:
-                seconds, used, result = measured(way, disk, options.limit, force)
-            except subprocess.TimeoutExpired:
-                share = floor[0] / options.limit if floor else 0.0
-                print(f"{name:26} {'>' + str(int(options.limit)):>8} {'':>7} {'':>7} {'<' + format(share, '.3f'):>9}")
-                continue
+                found = measured(way, disk, options.limit, force)
             except subprocess.CalledProcessError as exc:
+                if b"TimeoutExpired" in exc.stderr:
+                    share = floor[0] / options.limit if floor else 0.0
+                    print(f"{name:26} {'>' + str(int(options.limit)):>8} {'':>23} {'<' + format(share, '.3f'):>9}")
+                    continue
                 print(f"{name:26} failed: {exc.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
                 continue
-            size = result.stat().st_size
-            floor = floor or (seconds, size)
-            sound = "" if holds(result, wanted) else "  DOES NOT HOLD THE SAME"
-            result.unlink()
-            print(
-                f"{name:26} {seconds:8.1f} {used:7.1f} {size / MIB:7.0f} {floor[0] / seconds:9.3f} {floor[1] / size:9.3f}{sound}",
-                flush=True,
-            )
+            size = found.result.stat().st_size
+            floor = floor or (found.seconds, size)
+            sound = "" if holds(found.result, wanted) else "  DOES NOT HOLD THE SAME"
+            found.result.unlink()
+            row = f"{name:26} {found.seconds:8.1f} {found.cpu:7.1f} {found.memory:7.0f} {size / MIB:7.0f}"
+            print(f"{row} {floor[0] / found.seconds:9.3f} {floor[1] / size:9.3f}{sound}", flush=True)
 
 
 if __name__ == "__main__":

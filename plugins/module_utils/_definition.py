@@ -44,7 +44,6 @@ _UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PACKAGE = re.compile(r"[@A-Za-z0-9][A-Za-z0-9@+._:=~*/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_URL = re.compile(r"https?://\S+")
 _NAMED = {"int": "a whole number", "bool": "true or false", "list": "a list", "dict": "a mapping", "str": "a text"}
 
 
@@ -345,13 +344,4 @@ def _check_medium(medium: dict[str, t.Any], checker: Checker) -> None:
         refuse(source, f"cannot be used: the ISO of the family {medium['family']} is built from packages", "remove it")
     if medium["family"] not in BUILT and not medium[source]:
         refuse("url", f"is missing; the family {medium['family']} installs from an ISO", "set url or path")
-    if medium[source] and not medium["checksum"]:
-        refuse("checksum", f"is missing: an ISO by {source} is used only when it is verified", "set it")
-    if medium["url"] and not _URL.fullmatch(medium["url"]):
-        refuse("url", f"{medium['url']!r} is no URL", "let it begin with https:// or http://")
-    try:
-        _sums.explicit(medium["checksum"] or "/")
-    except FactoryError as exc:
-        refuse("checksum", f"{exc.where} {exc.problem}", exc.mend or "")
-    if medium["signature"] and not medium["keyring"]:
-        refuse("keyring", "is missing; a signature is worth nothing without the keys that may sign", "set it")
+    _sums.check(medium, "an ISO", lambda path, problem, mend: refuse(path[0], problem, mend))

@@ -7,13 +7,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 import typing as t
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _sums
-from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 KEY = "image_source_disk"
 FORMATS = ("qcow2", "raw", "raw.gz", "raw.xz", "raw.zst", "raw.bz2", "vmdk", "vdi", "vhd", "vhdx", "ova")
@@ -47,11 +45,7 @@ class SourceDisk:
         return cls(**values)
 
 
-Refuse = t.Callable[[t.Sequence[str], str, str], t.NoReturn]
-"""Called with the key below C(image_source_disk), the problem and the mend; raises FactoryError."""
-
-
-def check_source(given: SourceDisk, refuse: Refuse) -> None:
+def check_source(given: SourceDisk, refuse: _sums.Refuse) -> None:
     """Whether what is said of a source fits together; needs nothing but the definition."""
     places = [name for name in PLACES if getattr(given, name)]
     if not places:
@@ -59,30 +53,21 @@ def check_source(given: SourceDisk, refuse: Refuse) -> None:
     if len(places) > 1:
         refuse((places[1],), f"and {places[0]} cannot both be given", "remove one of them")
     place = places[0]
-    if place in ("url", "path"):
-        if not given.checksum:
-            refuse(("checksum",), f"is missing: a disk by {place} is used only when it is verified", "set it")
-        if given.url and not re.fullmatch(r"https?://\S+", given.url):
-            refuse(("url",), f"{given.url!r} is no URL", "let it begin with https:// or http://")
-    else:
+    if place in ("device", "ssh"):
         for key in ("signature", "keyring", "fingerprints", "disk"):
             if getattr(given, key):
                 refuse((key,), f"is for files, but {place} is a disk itself", "remove it")
         if given.format not in (None, "raw"):
             refuse(("format",), f"is {given.format}, but {place} is a disk itself", "remove it")
         _check_device(given, refuse)
-    explicit = None
-    with _told_by(refuse, "checksum"):
-        explicit = _sums.explicit(given.checksum or "/")
-    if place in ("device", "ssh") and given.checksum and not explicit:
+    _sums.check(dataclasses.asdict(given), "a disk", refuse)
+    if place in ("device", "ssh") and given.checksum and not _sums.explicit(given.checksum):
         refuse(("checksum",), f"is a file's, but {place} is in no checksum file", "write sha256:<hex>, or remove it")
-    if (given.signature or given.fingerprints) and not given.keyring:
-        refuse(("keyring",), "is missing; a signature is worth nothing without the keys that may sign", "set it")
     if given.disk and given.format not in (None, "ova"):
         refuse(("disk",), f"names a disk of an appliance, but format is {given.format}", "remove one of them")
 
 
-def _check_device(given: SourceDisk, refuse: Refuse) -> None:
+def _check_device(given: SourceDisk, refuse: _sums.Refuse) -> None:
     ssh = given.ssh or {}
     for path, value, pattern, mend in (
         (("device",), given.device, _DEVICE, "give the path of a block device, such as /dev/vdb"),
@@ -97,11 +82,3 @@ def _check_device(given: SourceDisk, refuse: Refuse) -> None:
             refuse(("ssh", key), "is missing", "set it")
     if ssh.get("port") is not None and not 0 < int(ssh["port"]) < 65536:
         refuse(("ssh", "port"), f"{ssh['port']} is no port", "give a number from 1 to 65535")
-
-
-@contextlib.contextmanager
-def _told_by(refuse: Refuse, key: str) -> t.Iterator[None]:
-    try:
-        yield
-    except FactoryError as exc:
-        refuse((key,), f"{exc.where} {exc.problem}", exc.mend or "")

@@ -17,6 +17,10 @@ KEY = "image_medium.checksum"
 ACCEPTED = {"sha256": 64, "sha512": 128}
 """The algorithms that are trusted, each with the number of hexadecimal digits of its checksums."""
 
+Refuse = t.Callable[[t.Sequence[str], str, str], t.NoReturn]
+"""Called with the key below the one that is checked, the problem and the mend; raises FactoryError."""
+
+_URL = re.compile(r"https?://\S+")
 _WEAK = {"md5": 32, "sha1": 40}
 _BSD = re.compile(r"(?P<algorithm>[A-Z0-9-]+) ?\((?P<name>.+)\) ?= ?(?P<value>[0-9A-Fa-f]{32,128})")
 _GNU = re.compile(r"\\?(?P<value>[0-9A-Fa-f]{32,128})(?:[ \t]+\*?(?P<name>\S.*))?")
@@ -47,6 +51,25 @@ def explicit(text: str) -> Checksum | None:
     if not re.fullmatch("[0-9A-Fa-f]+", value) or len(value) != digits:
         raise FactoryError(f"is not {digits} hexadecimal digits", where=text, key=KEY, mend=mend)
     return Checksum(algorithm.lower(), value.lower())
+
+
+def check(given: t.Mapping[str, t.Any], what: str, refuse: Refuse) -> None:
+    """Whether what a definition says of a file from elsewhere fits together; nothing is fetched or opened for that.
+
+    :param given: C(url) or C(path), C(checksum), C(signature), C(keyring), C(fingerprints); any may be missing or None.
+    :param what: the file, for messages: C(an ISO).
+    """
+    source = next((key for key in ("url", "path") if given.get(key)), None)
+    if source and not given.get("checksum"):
+        refuse(("checksum",), f"is missing: {what} by {source} is used only when it is verified", "set it")
+    if given.get("url") and not _URL.fullmatch(given["url"]):
+        refuse(("url",), f"{given['url']!r} is no URL", "let it begin with https:// or http://")
+    try:
+        explicit(given.get("checksum") or "/")
+    except FactoryError as exc:
+        refuse(("checksum",), f"{exc.where} {exc.problem}", exc.mend or "")
+    if (given.get("signature") or given.get("fingerprints")) and not given.get("keyring"):
+        refuse(("keyring",), "is missing; a signature is worth nothing without the keys that may sign", "set it")
 
 
 def find(text: str, path: str, *, where: str) -> Checksum:

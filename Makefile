@@ -7,6 +7,9 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 IMAGE ?= debian-12
 ARGS ?=
+# Processes for the tests; the whole build takes one of them for itself.
+WORKERS ?= 2
+PYTEST = pytest --numprocesses $(WORKERS) --dist loadgroup
 export IMAGE
 
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
@@ -30,17 +33,17 @@ export MYPYPATH := $(COLLECTIONS)
 .PHONY: help image test test-all lint sanity unit integration molecule collection clean clean-cache
 
 help: ## list the targets
-	@echo 'Usage: make <target> [IMAGE=name] [ARGS="more arguments for pytest"]'
+	@echo 'Usage: make <target> [IMAGE=name] [WORKERS=2] [ARGS="more arguments for pytest"]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 image: $(BUILDER) ## build, check and publish an image (IMAGE=debian-12)
 	@ansible-playbook -i inventories/example playbooks/build.yml -l "$$IMAGE" -e "image_workspace='$(CURDIR)/workspace'" $(BECOME)
 
 test: lint sanity $(BUILDER) ## everything that must pass, one full build included
-	@pytest -m 'not slow' $(ARGS)
+	@$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: lint sanity molecule ## the same, the slow tests and molecule
-	@pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(VENV) $(LINK) collection ## all the linters, and whether the collection builds
 	ruff check .
@@ -55,10 +58,10 @@ sanity: $(VENV) collection ## ansible-test sanity
 	python tests/tools/sanity.py $(TARBALL) $(DATA)/sanity
 
 unit: $(BUILDER) ## the unit tests
-	@pytest tests/unit $(ARGS)
+	@$(PYTEST) tests/unit $(ARGS)
 
 integration: $(BUILDER) ## the tests with real tools, one full build included
-	@pytest tests/integration -m 'not slow' $(ARGS)
+	@$(PYTEST) tests/integration -m 'not slow' $(ARGS)
 
 molecule: $(BUILDER) ## the molecule scenarios
 	molecule test --all

@@ -35,13 +35,19 @@ def _new_root(config: pytest.Config) -> str:
     return folder.name
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what needs root where we are not root."""
-    if os.geteuid() == 0:
-        return
+    """Keep together what shares what is expensive; skip, with the reason, what needs root where we are not root."""
     for item in items:
-        if item.get_closest_marker("root"):
+        # With --dist loadgroup: the tests of the whole build go to one process, and those of a file stay together.
+        item.add_marker(pytest.mark.xdist_group("build" if _is_long(item) else item.nodeid.partition("::")[0]))
+        if os.geteuid() and item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+    items.sort(key=lambda item: not _is_long(item))  # what takes longest begins first
+
+
+def _is_long(item: pytest.Item) -> bool:
+    return "factory" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def make_findable(raw: Path, volume: _partitions.Volume) -> str | None:
     for arch in _ARCHITECTURES:
         if f"{_BOOT}/boot{arch}.efi".lower() in have:
             return None
-        for name in found:
+        for name in sorted(found, key=lambda name: name.lower().startswith(f"{_BOOT}/".lower())):
             folder, _slash, program = name.rpartition("/")
             if program.lower() not in (f"shim{arch}.efi", f"grub{arch}.efi"):
                 continue

@@ -74,6 +74,13 @@ def test_what_needs_no_copy_or_has_none_stays_as_it_is(tmp_path, files):
     assert raw.read_bytes() == before
 
 
+def test_a_vendor_s_folder_comes_before_what_is_beside_it(tmp_path):
+    raw, volume = disk(tmp_path, {"EFI/BOOT/grubx64.efi": b"grub", "EFI/debian/shimx64.efi": b"shim"})
+    assert "(/EFI/debian)" in _esp.make_findable(raw, volume)
+    assert content(raw, "EFI/BOOT/BOOTX64.EFI") == b"shim"
+    assert content(raw, "EFI/BOOT/grubx64.efi") == b"grub"
+
+
 def test_a_full_partition_is_left_as_it_was(tmp_path):
     raw, volume = disk(tmp_path, {"EFI/debian/shimx64.efi": b"s" * 300_000, "EFI/debian/grubx64.efi": b"g" * 1_000_000})
     names = _esp.programs(raw, volume)

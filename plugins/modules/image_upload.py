@@ -11,8 +11,8 @@ module: image_upload
 short_description: Put the artifacts of a build, and a list of images, where they are served
 version_added: 0.1.0
 description:
-  - Puts the artifacts of a build in a directory of a server, and after them the list that names them. Readers of the list find what
-    it names.
+  - Puts the artifacts of a build in a directory of a server, and after them the list that names them. So readers of the list
+    find what it names.
   - Reads nothing but C(descriptor.json) and the files beside it. Each artifact must be what the descriptor says.
   - What is there is not sent again. An artifact is there when it has its size, and its checksum stands in a file
     C(<name>.sha256) beside it (with S3 also in the object's metadata), which is written after it. A list is compared as a whole.
@@ -35,9 +35,10 @@ attributes:
 options:
   target:
     description:
-      - The directory to put files in, on the machine on which the module runs as a path or C(file:///srv/www/images), else as a URL.
-      - C(sftp://user@host/srv/www/images) needs no more than SFTP there, with a key; C(rsync+ssh://user@host/srv/www/images) needs
-        rsync on both machines, and sends only what differs. A path that begins with C(/~/) is below the user's home.
+      - The directory to put files in, as a path or a URL. A path, or C(file:///srv/www/images), is on the machine on which the
+        module runs.
+      - C(sftp://user@host/srv/www/images) needs no more than SFTP there, with a key. C(rsync+ssh://user@host/srv/www/images)
+        needs rsync on both machines, and sends only what differs. A path that begins with C(/~/) is below the user's home.
       - C(davs://host/images) is WebDAV over https, C(dav://) over http; C(https://host/images) is plain HTTP PUT.
       - C(s3://bucket/images) is Amazon S3, or a compatible store at O(endpoint).
     type: str
@@ -176,7 +177,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 files:
-  description: The artifacts that are served, each with its C(path) beside the descriptor, its C(name) below O(target), and its C(url).
+  description:
+    - The artifacts that are served, each with its C(path) beside the descriptor, its C(name) below O(target), and its C(url).
   returned: success
   type: list
   elements: dict
@@ -185,7 +187,8 @@ files:
       name: debian-12/202501311200/debian-12-202501311200.qcow2
       url: https://www.example.org/images/debian-12/202501311200/debian-12-202501311200.qcow2
 urls:
-  description: The URLs of the artifacts by their paths beside the descriptor, as far as it is known under which URL O(target) is read.
+  description:
+    - The URLs of the artifacts by their paths beside the descriptor, as far as it is known under which URL O(target) is read.
   returned: success
   type: dict
   sample:

@@ -11,14 +11,16 @@ A catalogue is changed by requests that must not be made twice. So a failure is 
 - :class:`Unknown`: it was sent, and no whole answer came. The server may have done it: look up before you repeat.
 - :class:`Answered`: the server said no; :attr:`Answered.reply` has what it said.
 
-Each request has a connection of its own, so that a connection that the server has closed meanwhile is not taken for a lost
-answer. No message shows a password, a token, or a query's secret.
+Each request has a connection of its own, so that one that the server has closed meanwhile is not taken for a lost answer. An
+answer that ends within its head or before its length is none; one without a length ends where the connection does, and only
+its reader can tell whether that is its end. No message shows a password, a token, or a query's secret.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import email.utils
+import http.client
 import ipaddress
 import json
 import re
@@ -274,7 +276,7 @@ class Http:
         :raises Answered: another status.
         """
         safe = method.upper() in _SAFE if repeat is None else repeat
-        url = urljoin(self.base, url) if self.base else url
+        url = self._checked(urljoin(self.base, url) if self.base else url)
         delays = list(self._delays)
         while True:
             wait = 0.0
@@ -336,7 +338,7 @@ class Http:
                     where=reply.where,
                     mend="give the URL of the file itself",
                 )
-            url, params = target, None
+            url, params = self._checked(target), None
         raise Answered(reply, f"redirected {_HOPS} times", where=reply.where, mend="check the URL")
 
     def _send(
@@ -362,7 +364,6 @@ class Http:
             headers={
                 "User-Agent": "cloudimg.factory",
                 "Accept-Encoding": "identity",
-                "Connection": "close",
                 **(self._headers if ours else {}),
                 **((headers or {}) if ours else {}),
             },
@@ -374,6 +375,7 @@ class Http:
         with requests.Session() as session:
             adapter = _adapter(requests, self._context)
             session.mount("https://", adapter)
+            session.mount("http://", adapter)
             stream = _Stream(body, self.progress) if isinstance(body, File) else None
             try:
                 if stream and len(stream):
@@ -409,12 +411,20 @@ class Http:
             self.progress.check()
         return bytes(content)
 
+    def _checked(self, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                return url
+        except ValueError:
+            pass
+        shown = self.masks.hide(re.sub(r"//[^/@]*@", "//", url).partition("?")[0])
+        raise FactoryError("is not a URL that can be asked", where=shown, mend="give an http or https URL")
+
     def _must_be_private(self, url: str, where: str, ours: bool) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise FactoryError("is not a URL that can be asked", where=where, mend="give an http or https URL")
-        # What masks() knows by now includes the secrets of this request.
-        if ours and parts.scheme == "http" and self.masks and not self._plain and not _loopback(parts.hostname):
+        # What is masked by now includes the secrets of this request.
+        if ours and parts.scheme == "http" and self.masks and not self._plain and not _loopback(parts.hostname or ""):
             raise FactoryError(
                 "a password or token would go unencrypted over the network", where=where, mend="give the https URL"
             )
@@ -522,15 +532,51 @@ def _context(ca: Path | None, client: tuple[Path, Path | None, str | None] | Non
     return context
 
 
+class _Lines:
+    """Passes lines on, and remembers the last one."""
+
+    def __init__(self, stream: t.Any) -> None:
+        self.stream = stream
+        self.last = b""
+
+    def readline(self, *limit: int) -> bytes:
+        self.last = bytes(self.stream.readline(*limit))
+        return self.last
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class _Response(http.client.HTTPResponse):
+    """A head that ends before its empty line is an error; http.client takes it for a whole one."""
+
+    def begin(self) -> None:
+        lines = _Lines(self.fp)
+        self.fp = t.cast("t.Any", lines)
+        super().begin()
+        self.fp = lines.stream
+        if lines.last not in (b"\r\n", b"\n"):
+            raise http.client.IncompleteRead(lines.last)
+
+
 def _adapter(requests: t.Any, context: ssl.SSLContext) -> t.Any:
+    pools = need("urllib3.connectionpool")
+    classes = {}
+    for scheme, pool in (("http", pools.HTTPConnectionPool), ("https", pools.HTTPSConnectionPool)):
+        connection = type("Connection", (pool.ConnectionCls,), {"response_class": _Response})
+        classes[scheme] = type("Pool", (pool,), {"ConnectionCls": connection})
+
     class Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]
         """Uses our context, and no list of authorities but those in it."""
 
         def init_poolmanager(self, *args: t.Any, **options: t.Any) -> None:
             super().init_poolmanager(*args, **options, ssl_context=context)
+            self.poolmanager.pool_classes_by_scheme = classes
 
         def proxy_manager_for(self, *args: t.Any, **options: t.Any) -> t.Any:
-            return super().proxy_manager_for(*args, **options, ssl_context=context)
+            manager = super().proxy_manager_for(*args, **options, ssl_context=context)
+            manager.pool_classes_by_scheme = classes
+            return manager
 
         def cert_verify(self, conn: t.Any, url: str, verify: t.Any, cert: t.Any) -> None:
             conn.cert_reqs = "CERT_REQUIRED"

@@ -24,10 +24,10 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._http import (
     Answered,
     File,
     Http,
-    Masks,
     Unknown,
     Unreachable,
 )
+from ansible_collections.cloudimg.factory.plugins.module_utils._masks import Masks
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import Cut, DroppingProxy, cuts
 

@@ -1,0 +1,590 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Private to this collection: it may change without notice.
+"""An HTTP client for catalogues: it repeats only what is safe to repeat, and tells what it does not know.
+
+A catalogue is changed by requests that must not be made twice. So a failure is one of three:
+
+- :class:`Unreachable`: the request was never sent; the server is as it was.
+- :class:`Unknown`: it was sent, and no whole answer came. The server may have done it: look up before you repeat.
+- :class:`Answered`: the server said no; :attr:`Answered.reply` has what it said.
+
+Each request has a connection of its own, so that a connection that the server has closed meanwhile is not taken for a lost
+answer. No message shows a password, a token, or a query's secret.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import email.utils
+import ipaddress
+import json
+import re
+import ssl
+import time
+import typing as t
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from urllib.parse import quote, quote_plus, urljoin, urlsplit
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _xml
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
+from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors
+
+DELAYS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each new attempt."""
+
+LIMIT = 16 << 20
+"""Bytes that the body of a reply may have."""
+
+_CHUNK = 1 << 18
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
+_LONGEST_WAIT = 60.0
+_HOPS = 5
+_NOT_DONE = (425, 429, 503)
+"""The server says that it has not begun: safe to repeat, whatever the request."""
+
+_PASSING = (408, 500, 502, 504)
+_SECRET_NAMES = re.compile(r"(?i)(token|key|passwd|password|passphrase|secret|session|signature|credential|auth)")
+_NO_TLS = re.compile(
+    r"(?i)wrong.version|http.request|unsupported.protocol|no.protocols|alert.*(certificate|unknown.ca|handshake)"
+)
+_TITLE = re.compile(rb"(?is)<(title|h1)[^>]*>(.*?)</\1>")
+_MARKUP = re.compile(rb"(?s)<[^>]*>")
+
+
+class Unreachable(FactoryError):
+    """The request was never sent: no such host, refused, no TLS.
+
+    :param passing: whether trying again may help.
+    """
+
+    def __init__(self, problem: str, *, passing: bool = True, **about: t.Any) -> None:
+        super().__init__(problem, **about)
+        self.passing = passing
+
+
+class Unknown(FactoryError):
+    """The request was sent, and whether the server has done it is not known: look up before it is repeated."""
+
+
+class Answered(FactoryError):
+    """The server answered with a status that the caller did not expect; :attr:`reply` is that answer."""
+
+    def __init__(self, reply: Reply, problem: str, **about: t.Any) -> None:
+        super().__init__(problem, **about)
+        self.reply = reply
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer that came whole. ``where`` is the request as messages name it: C(GET https://example.org/list)."""
+
+    status: int
+    headers: t.Mapping[str, str]
+    body: bytes
+    where: str
+    masks: Masks = dataclasses.field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The body as text, UTF-8 unless the server says otherwise."""
+        match = re.search(r"charset=\"?([\w.-]+)", self.headers.get("Content-Type", ""))
+        try:
+            return self.body.decode(match[1] if match else "utf-8", "replace")
+        except LookupError:
+            return self.body.decode("utf-8", "replace")
+
+    def json(self) -> t.Any:
+        """The body as JSON; raises FactoryError where it is something else."""
+        self._must_be("JSON")
+        try:
+            return json.loads(self.body)
+        except ValueError as exc:
+            self._refuse(f"answered with what is no JSON ({exc}): {self.said()}")
+
+    def xml(self) -> ET.Element:
+        """The body's root element; raises FactoryError where it is something else, or has a document type."""
+        self._must_be("XML")
+        try:
+            return _xml.parse(self.body, self.where)
+        except FactoryError as exc:
+            self._refuse(f"answered with what cannot be read: it {exc.problem}")
+
+    def said(self) -> str:
+        """What the server said, in one line of at most 200 characters, for messages."""
+        if self.is_html():
+            title = _TITLE.search(self.body)
+            text = _MARKUP.sub(b" ", title[2] if title else self.body[:4096]).decode("utf-8", "replace")
+        else:
+            text = self.text[:4096]
+        text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        text = self.masks.hide(text)
+        return (text[:199] + "…" if len(text) > 200 else text) or "nothing"
+
+    def is_html(self) -> bool:
+        """Whether it is a page for people."""
+        begin = self.body[:512].lstrip().lower()
+        return begin.startswith((b"<!doctype html", b"<html")) or "text/html" in self.headers.get("Content-Type", "")
+
+    def _must_be(self, kind: str) -> None:
+        if not self.body.strip():
+            self._refuse(f"answered with nothing where {kind} was expected")
+        begin = self.body[:512].lstrip().lower()
+        # Some servers send XML and JSON under the wrong type; a page betrays itself.
+        if begin.startswith((b"<!doctype html", b"<html")):
+            self._refuse(f"answered with an HTML page where {kind} was expected: {self.said()}")
+
+    def _refuse(self, problem: str) -> t.NoReturn:
+        raise Answered(
+            self,
+            self.masks.hide(problem),
+            where=self.where,
+            mend="check the URL, and whether a proxy or a portal is between",
+        )
+
+
+class Masks:
+    """Values that no message may show, in whatever form they travel."""
+
+    def __init__(self, values: t.Iterable[str | None] = ()) -> None:
+        self._values: set[str] = set()
+        for value in values:
+            self.add(value)
+
+    def __bool__(self) -> bool:
+        return bool(self._values)
+
+    def add(self, value: str | None) -> None:
+        """Hide this one from now on; one of less than four characters hides only where it stands alone."""
+        if value:
+            self._values |= {value, quote(value, safe=""), quote_plus(value), quote(value)}
+            self._values |= {json.dumps(value)[1:-1], value.replace("&", "&amp;").replace("<", "&lt;")}
+
+    def hide(self, text: str) -> str:
+        """The text with each of them replaced by C(***)."""
+        for value in sorted(self._values, key=len, reverse=True):
+            text = (
+                text.replace(value, "***")
+                if len(value) >= 4
+                else re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", text)
+            )
+        return text
+
+    def url(self, url: str) -> str:
+        """A URL without user and password, and with C(***) for those values of its query whose names tell secrets."""
+        parts = urlsplit(url)
+        fields = []
+        for field in parts.query.split("&") if parts.query else []:
+            name, equals, _value = field.partition("=")
+            fields.append(f"{name}=***" if equals and _SECRET_NAMES.search(name) else field)
+        host = parts.netloc.rpartition("@")[2]
+        return self.hide(parts._replace(netloc=host, query="&".join(fields), fragment="").geturl())
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file as the body of a request, or ``size`` bytes of it from ``offset`` on; it is read while it is sent."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
+
+    def length(self) -> int:
+        """Bytes that are sent; raises FactoryError where there is no such file."""
+        with explain_os_errors(self.path):
+            whole = self.path.stat().st_size
+        return whole - self.offset if self.size is None else self.size
+
+
+Body = t.Union[bytes, str, File, t.Mapping[str, str], None]
+
+
+class Http:
+    """A client for one server.
+
+    :param base: what relative URLs are relative to; it ends with a slash where its last part is a directory.
+    :param auth: user and password, for HTTP basic authentication.
+    :param headers: sent with each request, but not to another host that the server redirects to.
+    :param ca: a file or (hashed) directory with the certificates that are trusted; by default those of the system.
+    :param client_certificate: PEM file with the certificate and its chain, PEM file with the key, passphrase of the key.
+    :param secrets: what no message may show, beside the password and the values of headers like Authorization.
+    :param timeout: seconds for which the server may be silent.
+    :param delays: seconds before each new attempt of what is safe to repeat.
+    :param plain: allow secrets to go unencrypted to a host other than this one.
+    """
+
+    def __init__(
+        self,
+        base: str = "",
+        *,
+        auth: tuple[str, str] | None = None,
+        headers: t.Mapping[str, str] | None = None,
+        ca: Path | None = None,
+        client_certificate: tuple[Path, Path | None, str | None] | None = None,
+        secrets: t.Iterable[str | None] = (),
+        timeout: float = 60.0,
+        delays: t.Sequence[float] = DELAYS,
+        progress: Progress | None = None,
+        plain: bool = False,
+    ) -> None:
+        self.base = base
+        self.progress = progress or Progress("http")
+        self.masks = Masks(secrets)
+        self._auth = auth
+        self._headers = dict(headers or {})
+        self._timeout = timeout
+        self._delays = delays
+        self._plain = plain
+        if auth:
+            self.masks.add(auth[1])
+        for name, value in self._headers.items():
+            if _SECRET_NAMES.search(name):
+                self.masks.add(value)
+                self.masks.add(value.partition(" ")[2])
+        self._context = _context(ca, client_certificate)
+        if client_certificate:
+            self.masks.add(client_certificate[2])
+
+    def request(
+        self,
+        method: str,
+        url: str = "",
+        *,
+        params: t.Mapping[str, str] | None = None,
+        headers: t.Mapping[str, str] | None = None,
+        body: Body = None,
+        accept: t.Container[int] = range(200, 300),
+        repeat: bool | None = None,
+        limit: int = LIMIT,
+    ) -> Reply:
+        """Make a request, and return the answer whose status is one of ``accept``.
+
+        :param url: absolute, or relative to the base.
+        :param params: appended to the query; values of names such as C(token) are not shown in messages.
+        :param body: a mapping is sent as a form (urlencoded).
+        :param repeat: whether it is safe to be made twice; by default GET, HEAD, OPTIONS and PROPFIND are.
+        :param limit: bytes that the answer may have.
+        :raises Unreachable: it was not sent.
+        :raises Unknown: it was sent, and no whole answer came (also: HTTP 500, 502, 504 for what is not safe to repeat).
+        :raises Answered: another status.
+        """
+        safe = method.upper() in _SAFE if repeat is None else repeat
+        url = urljoin(self.base, url) if self.base else url
+        delays = list(self._delays)
+        while True:
+            wait = 0.0
+            try:
+                reply = self._once(method.upper(), url, params, headers, body, limit)
+            except (Unreachable, Unknown) as exc:
+                hopeful = exc.passing if isinstance(exc, Unreachable) else safe
+                if not delays or not hopeful:
+                    raise
+            else:
+                passing = reply.status in _NOT_DONE or (safe and reply.status in _PASSING)
+                if reply.status in accept or not delays or not passing:
+                    return self._judged(reply, accept, safe)
+                wait = _retry_after(reply.headers.get("Retry-After", ""))
+            self._pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
+
+    def _judged(self, reply: Reply, accept: t.Container[int], safe: bool) -> Reply:
+        if reply.status in accept:
+            return reply
+        problem = f"HTTP {reply.status}: {reply.said()}"
+        if 300 <= reply.status < 400:
+            place = self.masks.url(reply.headers.get("Location", "nowhere"))
+            raise Answered(
+                reply, f"HTTP {reply.status}: it sends us on to {place}", where=reply.where, mend="give that URL"
+            )
+        if reply.status in _PASSING and not safe:
+            raise Unknown(problem, where=reply.where, mend="run this again: it looks up first what has become of it")
+        mend = {
+            401: "check the credentials",
+            403: "check the credentials, and what they may do there",
+            404: "check the URL",
+            407: "check the proxy settings",
+            413: "ask the server's administrator to allow larger files",
+            507: "make room on the server",
+        }.get(reply.status, "run this again later" if reply.status >= 500 else "check the URL and what was sent")
+        raise Answered(reply, problem, where=reply.where, mend=mend)
+
+    def _once(
+        self,
+        method: str,
+        url: str,
+        params: t.Mapping[str, str] | None,
+        headers: t.Mapping[str, str] | None,
+        body: Body,
+        limit: int,
+    ) -> Reply:
+        """One request, and for GET and HEAD those that it is redirected to."""
+        origin = _origin(url)
+        for _hop in range(_HOPS):
+            reply = self._send(method, url, params, headers, body, limit, ours=_origin(url) == origin)
+            place = reply.headers.get("Location", "")
+            if reply.status not in (301, 302, 303, 307, 308) or method not in ("GET", "HEAD") or not place:
+                return reply
+            target = urljoin(url, place)
+            if urlsplit(target).scheme not in ("https", urlsplit(url).scheme):
+                raise Answered(
+                    reply,
+                    f"sends us on to {self.masks.url(target)}, which is not https",
+                    where=reply.where,
+                    mend="give the URL of the file itself",
+                )
+            url, params = target, None
+        raise Answered(reply, f"redirected {_HOPS} times", where=reply.where, mend="check the URL")
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        params: t.Mapping[str, str] | None,
+        headers: t.Mapping[str, str] | None,
+        body: Body,
+        limit: int,
+        *,
+        ours: bool,
+    ) -> Reply:
+        requests = need("requests")
+        form = body if isinstance(body, t.Mapping) else {}
+        for name, value in (*(params or {}).items(), *form.items()):
+            if _SECRET_NAMES.search(name):
+                self.masks.add(value)
+        prepared = requests.Request(
+            method,
+            url,
+            params=params,
+            headers={
+                "User-Agent": "cloudimg.factory",
+                "Accept-Encoding": "identity",
+                "Connection": "close",
+                **(self._headers if ours else {}),
+                **((headers or {}) if ours else {}),
+            },
+            # A function that does nothing keeps a ~/.netrc from being asked.
+            auth=self._auth if ours and self._auth else lambda request: request,
+        )
+        where = f"{method} {self.masks.url(url)}"
+        self._must_be_private(url, where, ours)
+        with requests.Session() as session:
+            adapter = _adapter(requests, self._context)
+            session.mount("https://", adapter)
+            stream = _Stream(body, self.progress) if isinstance(body, File) else None
+            try:
+                if stream and len(stream):
+                    prepared.data = stream
+                elif isinstance(body, (bytes, str)):
+                    prepared.data = body.encode() if isinstance(body, str) else body
+                elif form:
+                    prepared.data = dict(form)
+                ready = session.prepare_request(prepared)
+                if stream and not len(stream):
+                    ready.headers["Content-Length"] = "0"
+                settings = session.merge_environment_settings(ready.url, {}, True, None, None)
+                response = session.send(
+                    ready, timeout=self._timeout, allow_redirects=False, stream=True, proxies=settings["proxies"]
+                )
+                content = self._content(response, where, limit)
+            except FactoryError:
+                raise
+            except Exception as exc:
+                # Its cause is not kept: its text has the whole URL.
+                raise self._explained(requests, exc, where) from None
+            finally:
+                if stream:
+                    stream.close()
+        return Reply(response.status_code, response.headers, content, where, self.masks)
+
+    def _content(self, response: t.Any, where: str, limit: int) -> bytes:
+        content = bytearray()
+        for chunk in response.iter_content(65536):
+            content += chunk
+            if len(content) > limit:
+                raise FactoryError(f"answered with more than {limit} bytes", where=where, mend="check the URL")
+            self.progress.check()
+        return bytes(content)
+
+    def _must_be_private(self, url: str, where: str, ours: bool) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise FactoryError("is not a URL that can be asked", where=where, mend="give an http or https URL")
+        # What masks() knows by now includes the secrets of this request.
+        if ours and parts.scheme == "http" and self.masks and not self._plain and not _loopback(parts.hostname):
+            raise FactoryError(
+                "a password or token would go unencrypted over the network", where=where, mend="give the https URL"
+            )
+
+    def _explained(self, requests: t.Any, exc: Exception, where: str) -> FactoryError:
+        """What a failure of the network means."""
+        reason = _root(exc)
+        said = self.masks.hide(_said(reason))
+        errors = requests.exceptions
+        if isinstance(exc, (errors.InvalidURL, errors.MissingSchema, errors.InvalidSchema, errors.InvalidHeader)):
+            return FactoryError("is not a URL that can be asked", where=where, mend="check that URL")
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            problem = f"its certificate is not trusted: {reason.verify_message}"
+            mend = "give the CA's certificate, or mend the server's"
+            return Unreachable(problem, where=where, mend=mend, passing=False)
+        if isinstance(exc, errors.ProxyError):
+            return Unreachable(f"the proxy failed: {said}", where=where, mend="check the proxy settings")
+        names = {type(each).__name__ for each in _chain(exc)}
+        if isinstance(exc, errors.ConnectTimeout) or names & {"NewConnectionError", "NameResolutionError"}:
+            mend = "check the host, the network and the proxy settings"
+            return Unreachable(f"cannot be reached: {said}", where=where, mend=mend)
+        if isinstance(reason, ssl.SSLError) and _NO_TLS.search(said):
+            # With TLS 1.3 a server refuses a client's certificate after the request was sent, and before it reads it.
+            mend = "check the URL, and the certificates of both sides"
+            return Unreachable(f"no TLS connection: {said}", where=where, mend=mend, passing=False)
+        if isinstance(exc, errors.Timeout) or "ReadTimeoutError" in names or isinstance(reason, TimeoutError):
+            said = f"no answer within {self._timeout:g} s"
+        else:
+            said = f"the connection broke before the answer was there: {said}"
+        return Unknown(said, where=where, mend="run this again: it looks up first what has become of it")
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            self.progress.report()
+            time.sleep(min(0.5, left))
+
+
+class _Stream:
+    """A file-like body of known length, which tells how far it is."""
+
+    def __init__(self, file: File, progress: Progress) -> None:
+        self._length = file.length()
+        self._left = self._length
+        self._path = file.path
+        self._progress = progress
+        with explain_os_errors(file.path):
+            self._stream = file.path.open("rb")
+            self._stream.seek(file.offset)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> t.Iterator[bytes]:
+        # Only that there is one makes requests stream it; it is read by read().
+        while chunk := self.read(_CHUNK):
+            yield chunk
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        self._progress.report(done=self._length - self._left, total=self._length)
+        # Else a damaged disk would be taken for a broken connection.
+        with explain_os_errors(self._path):
+            # http.client asks for 16 KiB at a time; more make fewer calls.
+            data = self._stream.read(min(self._left, max(size, _CHUNK)))
+        self._left -= len(data)
+        if not data and self._left:
+            raise FactoryError("became shorter while it was sent", where=str(self._path), mend="run this again")
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def _context(ca: Path | None, client: tuple[Path, Path | None, str | None] | None) -> ssl.SSLContext:
+    if ca is not None and not ca.exists():
+        raise FactoryError("there is no such file or directory", where=str(ca), mend="give the CA's certificates")
+    try:
+        folder = ca is not None and ca.is_dir()
+        context = ssl.create_default_context(
+            cafile=str(ca) if ca and not folder else None, capath=str(ca) if ca and folder else None
+        )
+    except (OSError, ssl.SSLError) as exc:
+        raise FactoryError(
+            f"has no certificate that can be read: {_said(exc)}",
+            where=str(ca),
+            mend="give the CA's certificates in PEM",
+        ) from exc
+    if client:
+        certificate, key, passphrase = client
+        try:
+            # A password in any case: without one OpenSSL would ask the terminal for it.
+            context.load_cert_chain(certificate, key, passphrase or "")
+        except (OSError, ssl.SSLError) as exc:
+            where = str(key or certificate)
+            if isinstance(exc, FileNotFoundError):
+                missing = next((str(path) for path in (certificate, key) if path and not path.exists()), where)
+                raise FactoryError("there is no such file", where=missing, mend="check that path") from exc
+            raise FactoryError(
+                f"certificate and key cannot be used: {_said(exc)}",
+                where=where,
+                mend="give a PEM certificate, its key, and the key's passphrase where it has one",
+            ) from exc
+    return context
+
+
+def _adapter(requests: t.Any, context: ssl.SSLContext) -> t.Any:
+    class Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]
+        """Uses our context, and no list of authorities but those in it."""
+
+        def init_poolmanager(self, *args: t.Any, **options: t.Any) -> None:
+            super().init_poolmanager(*args, **options, ssl_context=context)
+
+        def proxy_manager_for(self, *args: t.Any, **options: t.Any) -> t.Any:
+            return super().proxy_manager_for(*args, **options, ssl_context=context)
+
+        def cert_verify(self, conn: t.Any, url: str, verify: t.Any, cert: t.Any) -> None:
+            conn.cert_reqs = "CERT_REQUIRED"
+
+    return Adapter(max_retries=0)
+
+
+def _chain(exc: BaseException) -> t.Iterator[BaseException]:
+    """A failure and all that it wraps, from the outermost on."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException] = [exc]
+    while waiting:
+        each = waiting.pop(0)
+        if any(each is known for known in seen):
+            continue
+        seen.append(each)
+        yield each
+        inner = [getattr(each, "reason", None), each.__cause__, each.__context__, *each.args]
+        waiting += [found for found in inner if isinstance(found, BaseException)]
+
+
+def _root(exc: BaseException) -> BaseException:
+    """The operating system's or OpenSSL's own words, where there are any."""
+    found = list(_chain(exc))
+    plain = [each for each in found if type(each).__module__ in ("builtins", "socket", "ssl", "http.client")]
+    return plain[-1] if plain else found[-1]
+
+
+def _said(exc: BaseException) -> str:
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror
+    # urllib3 puts the connection before its words, and with it the URL.
+    return re.sub(r"^<[^>]*>:?\s*|^\w+\(.*?\):\s*", "", str(exc)) or type(exc).__name__
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _retry_after(text: str) -> float:
+    """Seconds of a Retry-After header (RFC 9110 10.2.3): a number or a date."""
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return 0.0

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _state, _verdict
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor import Descriptor
+from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import must_match, plain
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import (
     Digester,
     cached_digests,
@@ -248,16 +249,16 @@ class Catalogue:
         """Put a build's files into the catalogue, as one directory, once they are what the descriptor says."""
         sums = {artifact.path: artifact.checksums for artifact in build.artifacts}
         names = [*build.files(), *(name for name in BESIDE.values() if (descriptor_path.parent / name).exists())]
-        sources = [_plain(descriptor_path.parent / name) for name in names]
+        sources = [plain(descriptor_path.parent / name) for name in names]
         if self.check_mode:
             for source in sources:
-                _must_match(source, sums.get(source.name), file_digests(source))
+                must_match(source, sums.get(source.name), file_digests(source))
             return
         final = self._folder(build.image, build.version)
         with _state.partial(final) as folder:
             folder.mkdir()
             for source in sources:
-                _must_match(source, sums.get(source.name), _transfer(source, folder / source.name, link=link))
+                must_match(source, sums.get(source.name), _transfer(source, folder / source.name, link=link))
             _state.write_text(folder / _descriptor.FILE, build.dump())
         for name, digests in sums.items():
             remember_digests(final / name, digests)
@@ -315,25 +316,6 @@ def _damage(folder: Path, build: Descriptor) -> str | None:
         if path.stat().st_size != artifact.size or cached_digests(path) != artifact.checksums:
             return f"{artifact.path} was changed in the catalogue"
     return None
-
-
-def _plain(path: Path) -> Path:
-    if not path.is_file() or path.is_symlink():
-        raise FactoryError(
-            "is missing, or no plain file", where=str(path), mend="run the export stage again, which makes it"
-        )
-    return path
-
-
-def _must_match(source: Path, wanted: t.Mapping[str, str] | None, found: t.Mapping[str, str]) -> None:
-    wrong = next((name for name in sorted(wanted or {}) if wanted and found[name] != wanted[name]), None)
-    if wanted and wrong:
-        raise FactoryError(
-            f"was changed after its export: {wrong} is {found[wrong][:16]}…, not {wanted[wrong][:16]}…",
-            where=str(source),
-            key="artifacts",
-            mend="run the export stage again, then assess it",
-        )
 
 
 def _transfer(source: Path, target: Path, *, link: bool) -> dict[str, str]:

@@ -19,6 +19,7 @@ description:
   - A file that is half sent is not seen under its name; by plain HTTP PUT that is up to the server.
 extends_documentation_fragment:
   - cloudimg.factory._attributes
+  - cloudimg.factory._attributes.job
 attributes:
   check_mode:
     support: full
@@ -227,7 +228,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _serve, _serve_target, _upload
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 
@@ -260,6 +261,7 @@ SPEC: dict[str, t.Any] = {
     "secret_key": {"type": "str", "no_log": True},
     "session_token": {"type": "str", "no_log": True},
     "timeout": {"type": "int", "default": 60},
+    "_job": JOB_OPTION,
 }
 PATHS = ("identity", "known_hosts", "ca", "client_certificate", "client_key")
 TEXTS = ("username", "password", "token", "access_key", "secret_key", "session_token")
@@ -274,7 +276,7 @@ def work(module: AnsibleModule) -> Result:
     """Bring what is served into the state that the options ask for."""
     options = module.params
     result = Result()
-    progress = Progress("upload")
+    progress = Progress("upload", options["_job"])
     public = _serve_target.public_url(options["target"], options["public_url"])
     store = _serve_target.open_store(
         options["target"],

@@ -309,7 +309,9 @@ def assert_never_half(far: t.Any, kind: str, listed: bytes) -> None:
         assert seen[NAME] == DISK
 
 
-@pytest.mark.parametrize("kind", NETWORK)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "rsync+ssh" else kind for kind in NETWORK]
+)
 def test_network_cut_at_each_connection(
     request: pytest.FixtureRequest, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

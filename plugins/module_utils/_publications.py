@@ -20,6 +20,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._module import Re
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 LOCAL = "local"
+SERVED = "served"
+"""Not a catalogue, but where the artifacts are that catalogues name; they stay as long as the version does."""
 _OWN = ("state", "at")
 
 
@@ -78,11 +80,11 @@ def published_in(version: t.Mapping[str, t.Any]) -> list[str]:
     return sorted(name for name, about in (version.get("publications") or {}).items() if about["state"] == "published")
 
 
-def due(entry: t.Mapping[str, t.Any], *, keep: int | None, warn_days: int) -> dict[str, list[dict[str, t.Any]]]:
+def due(entry: t.Mapping[str, t.Any], *, keep: int | None, warn_days: int | None) -> dict[str, list[dict[str, t.Any]]]:
     """What is to be retired of an image, as its entry in C(Catalogue.listing) has it, and whose end is near.
 
     :param keep: how many of the newest published versions stay; None for all.
-    :param warn_days: so many days ahead an end counts as near.
+    :param warn_days: so many days ahead an end counts as near; None for no days.
     :returns: C(retire), a list of C({version, state, reason}), where state is C(expired) or C(absent); and C(ending), a list of
         C({version, expires, days}).
     """
@@ -103,9 +105,9 @@ def due(entry: t.Mapping[str, t.Any], *, keep: int | None, warn_days: int) -> di
         if keep is not None and kept > keep - (state != "published"):
             retire.append({"version": name, "state": "absent", "reason": f"{keep} newer versions are published"})
         elif state == "expired":
-            if known["state"] != "expired" or published_in(known):
+            if known["state"] != "expired" or set(published_in(known)) - {SERVED}:
                 retire.append({"version": name, "state": "expired", "reason": f"its time ended at {known['expires']}"})
-        elif state == "published" and known.get("expires"):
+        elif state == "published" and known.get("expires") and warn_days is not None:
             days = (_descriptor.parse_time(known["expires"]) - moment).total_seconds() / 86400
             if days <= warn_days:
                 ending.append({"version": name, "expires": known["expires"], "days": max(0, int(days))})

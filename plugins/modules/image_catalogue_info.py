@@ -27,9 +27,8 @@ options:
     description: How many of an image's newest published versions shall stay, for RV(retire); by default all.
     type: int
   warn_days:
-    description: How many days ahead the end of a version's time is told, in RV(ending).
+    description: Warn so many days ahead of the end of a version's time, and tell it in RV(ending). By default neither is done.
     type: int
-    default: 14
 author:
   - cloudimg.factory contributors (@cloudimg-factory)
 seealso:
@@ -124,7 +123,7 @@ SPEC: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
     "image": {"type": "str"},
     "keep": {"type": "int"},
-    "warn_days": {"type": "int", "default": 14},
+    "warn_days": {"type": "int"},
 }
 
 
@@ -137,6 +136,11 @@ def work(module: AnsibleModule) -> Result:
     images = catalogue.listing(options["image"])
     plans = {name: due(entry, keep=options["keep"], warn_days=options["warn_days"]) for name, entry in images.items()}
     found = {key: {name: plan[key] for name, plan in plans.items() if plan[key]} for key in ("retire", "ending")}
+    for name, rows in found["ending"].items():
+        for row in rows:
+            module.warn(
+                f"{name} {row['version']}: its time ends at {row['expires']}, in {row['days']} days; build it again"
+            )
     return Result(extra={"images": images, **found, "catalogue": str(catalogue.path)})
 
 

@@ -42,7 +42,6 @@ This is an S/MIME signed message
 --{boundary}
 """
 _SIGNATURE = """
-
 --{boundary}
 Content-Type: application/x-pkcs7-signature; name="smime.p7s"
 Content-Transfer-Encoding: base64

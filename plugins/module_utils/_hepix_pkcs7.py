@@ -165,7 +165,7 @@ def verify(der: bytes, content: bytes, where: str, *, strict: bool = True) -> Si
 
 
 def _verify(parts: _Parts, content: bytes, strict: bool) -> Signed:
-    certificates = {der: x509.load_der_x509_certificate(der) for der in parts.certificates}
+    certificates = {der: _load(der) for der in parts.certificates}
     found = [der for der in certificates if _issuer_and_serial(der) == (parts.issuer, parts.serial)]
     if len(found) != 1:
         raise ValueError("comes without the certificate of who signed")
@@ -200,6 +200,17 @@ def _verify(parts: _Parts, content: bytes, strict: bool) -> Signed:
     else:
         public.verify(parts.signature, covered, ec.ECDSA(algorithm))
     return Signed(signer, tuple(certificates.values()), digest, time)
+
+
+def _load(der: bytes) -> x509.Certificate:
+    """A certificate, read to its end: the library reads names and extensions only when they are asked for."""
+    found = x509.load_der_x509_certificate(der)
+    for part in (found.subject, found.issuer):
+        _x509.dn_oneline(part)
+    tuple(found.extensions)
+    found.public_key()
+    found.not_valid_before_utc, found.not_valid_after_utc  # noqa: B018
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

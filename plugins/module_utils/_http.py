@@ -195,7 +195,8 @@ class Http:
             if SECRET_NAMES.search(name):
                 self.masks.add(value)
                 self.masks.add(value.partition(" ")[2])
-        self._trust = _http_wire.context(ca, client_certificate)
+        # What is given is judged at once; the system's authorities are read when they are needed, since that takes a while.
+        self._trust = _http_wire.context(ca, client_certificate) if ca or client_certificate else None
         if client_certificate:
             self.masks.add(client_certificate[2])
 
@@ -320,6 +321,8 @@ class Http:
         where = f"{method} {self.masks.url(url)}"
         self._must_be_private(url, where, ours)
         with requests.Session() as session:
+            if self._trust is None and url.startswith("https:"):
+                self._trust = _http_wire.context(None, None)
             adapter = _http_wire.adapter(requests, self._trust)
             session.mount("https://", adapter)
             session.mount("http://", adapter)

@@ -133,7 +133,7 @@ class _Response(http.client.HTTPResponse):
             raise http.client.IncompleteRead(lines.last)
 
 
-def adapter(requests: t.Any, trust: ssl.SSLContext) -> t.Any:
+def adapter(requests: t.Any, trust: ssl.SSLContext | None) -> t.Any:
     pools = need("urllib3.connectionpool")
     classes = {}
     for scheme, pool in (("http", pools.HTTPConnectionPool), ("https", pools.HTTPSConnectionPool)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: appdb_appliance
 short_description: Publish and retire builds in EGI AppDB
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Has a build as a version of a virtual appliance in EGI AppDB, by its REST API 1.0, and has AppDB verify and publish it.
   - Only the descriptor and the artifact beside it are read. AppDB gets no image data, but the URL where the artifact is served,

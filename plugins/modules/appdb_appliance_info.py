@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: appdb_appliance_info
 short_description: List the versions of a virtual appliance in EGI AppDB
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Returns the versions of a virtual appliance in EGI AppDB, by its REST API 1.0.
   - Without credentials, or with those of somebody who does not manage the appliance, only published versions are told.
@@ -60,8 +60,8 @@ appliance:
         image:
           url: https://images.example.org/debian-12/202501311200/debian-12-202501311200.qcow2
           size: 190709760
-          hash: sha512
-          checksum: cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e
+          hash: sha256
+          checksum: cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce
           integritycheck: {status: success, text: ""}
 latest:
   description: The version that is published, enabled and not archived; null where there is none.

@@ -120,11 +120,11 @@ def test_each_of_200_changed_bytes_is_noticed(grid: pki.Pki, signed: bytes, tmp_
 
 @pytest.mark.slow
 def test_each_changed_byte_is_noticed(grid: pki.Pki, signed: bytes, tmp_path: Path) -> None:
-    """Every position, with one bit, with the next letter, with a blank in its place, without it, and twice."""
+    """Every position, with one bit changed, without it, and twice."""
     unnoticed = []
     for at in range(len(signed)):
         before, byte, after = signed[:at], signed[at : at + 1], signed[at + 1 :]
-        for other in (bytes([byte[0] ^ 1]), bytes([(byte[0] + 1) & 255]), b" ", b"", byte * 2):
+        for other in (bytes([byte[0] ^ 1]), b"", byte * 2):
             data = before + other + after
             if data != signed and not judge(data, tmp_path / "list", grid):
                 unnoticed.append((at, other))

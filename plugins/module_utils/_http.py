@@ -239,7 +239,7 @@ class Http:
                 if reply.status in accept or not delays or not passing:
                     return self._judged(reply, accept, safe)
                 wait = _retry_after(reply.headers.get("Retry-After", ""))
-            self._pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
+            self.pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
 
     def _judged(self, reply: Reply, accept: t.Container[int], safe: bool) -> Reply:
         if reply.status in accept:
@@ -406,7 +406,8 @@ class Http:
             said = f"the connection broke before the answer was there: {said}"
         return Unknown(said, where=where, mend="run this again: it looks up first what has become of it")
 
-    def _pause(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
+        """Wait, and show signs of life."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.progress.report()

@@ -359,6 +359,12 @@ class Http:
             if len(content) > limit:
                 raise FactoryError(f"answered with more than {limit} bytes", where=where, mend="check the URL")
             self.progress.check()
+        # Requests with an older urllib3 takes what came for the whole.
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and "Content-Encoding" not in response.headers and response.request.method != "HEAD":
+            missing = int(length) - len(content)
+            if missing > 0 and response.status_code not in (204, 304):
+                raise http.client.IncompleteRead(bytes(content), missing)
         return bytes(content)
 
     def _checked(self, url: str) -> str:
@@ -431,7 +437,10 @@ def _chain(exc: BaseException) -> t.Iterator[BaseException]:
 def _root(exc: BaseException) -> BaseException:
     """The operating system's or OpenSSL's own words, where there are any."""
     found = list(_chain(exc))
-    plain = [each for each in found if type(each).__module__ in ("builtins", "socket", "ssl", "http.client")]
+    # Those of requests are OSErrors, too; and urllib3 has TypeErrors in its chain that mean nothing.
+    modules = ("builtins", "socket", "ssl", "http.client")
+    kinds = (OSError, http.client.HTTPException)
+    plain = [each for each in found if isinstance(each, kinds) and type(each).__module__ in modules]
     return plain[-1] if plain else found[-1]
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import email.utils
+import http.client
 import ipaddress
 import json
 import re

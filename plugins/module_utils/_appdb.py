@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 import typing as t
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -132,11 +131,8 @@ class AppDb:
             raise
 
     def pause(self, seconds: float) -> None:
-        """Wait, and show a sign of life."""
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            self._http.progress.report()
-            time.sleep(min(0.5, left))
+        """Wait, and show signs of life."""
+        self._http.pause(seconds)
 
     def phase(self, text: str) -> None:
         """Say what is being waited for."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import email.utils
+import http.client
 import ipaddress
 import json
 import re
@@ -239,7 +240,7 @@ class Http:
                 if reply.status in accept or not delays or not passing:
                     return self._judged(reply, accept, safe)
                 wait = _retry_after(reply.headers.get("Retry-After", ""))
-            self._pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
+            self.pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
 
     def _judged(self, reply: Reply, accept: t.Container[int], safe: bool) -> Reply:
         if reply.status in accept:
@@ -359,6 +360,12 @@ class Http:
             if len(content) > limit:
                 raise FactoryError(f"answered with more than {limit} bytes", where=where, mend="check the URL")
             self.progress.check()
+        # Requests with an older urllib3 takes what came for the whole.
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and "Content-Encoding" not in response.headers and response.request.method != "HEAD":
+            missing = int(length) - len(content)
+            if missing > 0 and response.status_code not in (204, 304):
+                raise http.client.IncompleteRead(bytes(content), missing)
         return bytes(content)
 
     def _checked(self, url: str) -> str:
@@ -406,7 +413,8 @@ class Http:
             said = f"the connection broke before the answer was there: {said}"
         return Unknown(said, where=where, mend="run this again: it looks up first what has become of it")
 
-    def _pause(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
+        """Wait, and show signs of life."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.progress.report()
@@ -430,7 +438,10 @@ def _chain(exc: BaseException) -> t.Iterator[BaseException]:
 def _root(exc: BaseException) -> BaseException:
     """The operating system's or OpenSSL's own words, where there are any."""
     found = list(_chain(exc))
-    plain = [each for each in found if type(each).__module__ in ("builtins", "socket", "ssl", "http.client")]
+    # Those of requests are OSErrors, too; and urllib3 has TypeErrors in its chain that mean nothing.
+    modules = ("builtins", "socket", "ssl", "http.client")
+    kinds = (OSError, http.client.HTTPException)
+    plain = [each for each in found if isinstance(each, kinds) and type(each).__module__ in modules]
     return plain[-1] if plain else found[-1]
 
 

@@ -117,9 +117,6 @@ class _Lines:
         self.last = bytes(self.stream.readline(*limit))
         return self.last
 
-    def close(self) -> None:
-        self.stream.close()
-
 
 class _Response(http.client.HTTPResponse):
     """A head that ends before its empty line is an error; http.client takes it for a whole one."""
@@ -127,8 +124,10 @@ class _Response(http.client.HTTPResponse):
     def begin(self) -> None:
         lines = _Lines(self.fp)
         self.fp = t.cast("t.Any", lines)
-        super().begin()
-        self.fp = lines.stream
+        try:
+            super().begin()
+        finally:
+            self.fp = lines.stream
         if lines.last not in (b"\r\n", b"\n"):
             raise http.client.IncompleteRead(lines.last)
 

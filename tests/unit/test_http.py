@@ -158,7 +158,7 @@ def test_what_the_server_has_not_begun_is_repeated(server: Server, status: int) 
 
 def test_retry_after_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(Http, "_pause", lambda _self, seconds: waited.append(seconds))
+    monkeypatch.setattr(Http, "pause", lambda _self, seconds: waited.append(seconds))
     dates = ["7", "Mon, 01 Jan 2001 00:00:00 GMT", "soon", "86400"]
     for date in dates:
         server.answers = [Answer(503, headers={"Retry-After": date})]

@@ -159,7 +159,8 @@ def verify(octets: bytes, where: str, *, profiles: t.Container[str] = ("sha256",
         )
         for child, parent in zip(certificates, certificates[1:]):
             _must_be_issued(child, parent)
-        if certificates[-1].subject == certificates[-1].issuer:
+        # By what names say, for a changed string type would else make a certificate look as if another had issued it.
+        if java_name(certificates[-1].subject) == java_name(certificates[-1].issuer):
             _must_be_issued(certificates[-1], certificates[-1])
     except Exception as exc:  # the library raises half a dozen kinds for what is broken
         if isinstance(exc, FactoryError):
@@ -230,8 +231,12 @@ def trust(verified: Verified, where: str, *, ca_directory: t.Any, crl: str = "al
 
     Each certificate that the document brings is verified, so that none of them can have been changed.
     """
-    for number in range(len(verified.certificates)):
-        _x509.verify_chain(verified.certificates[number:], ca_directory, where=where, crl=crl, purpose="any")
+    try:
+        for number in range(len(verified.certificates)):
+            _x509.verify_chain(verified.certificates[number:], ca_directory, where=where, crl=crl, purpose="any")
+    except FactoryError as exc:
+        exc.mend = exc.mend or _MEND
+        raise
 
 
 def _judge_layout(signature: t.Any, refuse: t.Callable[..., t.NoReturn]) -> tuple[str, str]:
@@ -294,7 +299,9 @@ def _decode(text: str | None, refuse: t.Callable[..., t.NoReturn], name: str) ->
 def _must_be_issued(child: x509.Certificate, parent: x509.Certificate) -> None:
     """Raise some exception where a certificate is not signed by another."""
     key, kind = parent.public_key(), child.signature_hash_algorithm
-    if isinstance(key, rsa.RSAPublicKey) and isinstance(kind, hashes.SHA1) and child.issuer == parent.subject:
+    if child.issuer != parent.subject:
+        raise ValueError("it was issued by another")
+    if isinstance(key, rsa.RSAPublicKey) and isinstance(kind, hashes.SHA1):
         # The authorities of the Marketplace's time used SHA-1, which the library does for signatures but no certificates.
         key.verify(child.signature, child.tbs_certificate_bytes, padding.PKCS1v15(), kind)
     else:

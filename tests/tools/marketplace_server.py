@@ -254,7 +254,7 @@ class Marketplace:
             kind = (
                 "deprecated" if root.xpath("//slterms:deprecated", namespaces=NS) else "valid" if valid else "expired"
             )
-            wanted = [part in key[1] if "@" in part else part == key[0] for part in parts]
+            wanted = [part == key[1] if "@" in part else part == key[0] for part in parts]
             if all(wanted) and status in (kind, "all"):
                 found.append(self.entries[key].decode().removeprefix(HEADER))
         if not found:

@@ -42,9 +42,9 @@ class S3Store(_serve.Store):
         ca: str | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.where = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.where = f"s3://{bucket}/{self._prefix}".rstrip("/")
         self._boto3 = need("boto3")
         self._errors = need("botocore.exceptions")
         # Checksums of 2024 and later are unknown to many compatible stores. They all check the SHA-256 of a payload that its

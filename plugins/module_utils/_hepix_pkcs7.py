@@ -16,18 +16,21 @@ import dataclasses
 import datetime
 import hashlib
 import hmac
+import typing as t
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _x509
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
 
 try:
-    from cryptography import x509
     from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 except ImportError:
     pass  # need() says so, where it is used
+
+if t.TYPE_CHECKING:
+    from cryptography import x509
 
 _INTEGER, _OCTETS, _NULL, _OID, _UTC_TIME, _GENERALIZED_TIME = 0x02, 0x04, 0x05, 0x06, 0x17, 0x18
 _SEQUENCE, _SET, _CONTEXT_0, _CONTEXT_1 = 0x30, 0x31, 0xA0, 0xA1
@@ -153,7 +156,7 @@ def verify(der: bytes, content: bytes, where: str, *, strict: bool = True) -> Si
         if strict and parts.der() != der:
             raise ValueError("is not in the form that this collection writes")
         return _verify(parts, content, strict)
-    except (ValueError, IndexError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
+    except (ValueError, IndexError, InvalidSignature, UnsupportedAlgorithm) as exc:
         said = (
             "does not fit: it was changed, or its signature is another one's"
             if isinstance(exc, InvalidSignature)
@@ -165,7 +168,7 @@ def verify(der: bytes, content: bytes, where: str, *, strict: bool = True) -> Si
 
 
 def _verify(parts: _Parts, content: bytes, strict: bool) -> Signed:
-    certificates = {der: x509.load_der_x509_certificate(der) for der in parts.certificates}
+    certificates = {der: _x509.parse_certificate(der) for der in parts.certificates}
     found = [der for der in certificates if _issuer_and_serial(der) == (parts.issuer, parts.serial)]
     if len(found) != 1:
         raise ValueError("comes without the certificate of who signed")

@@ -42,7 +42,6 @@ This is an S/MIME signed message
 --{boundary}
 """
 _SIGNATURE = """
-
 --{boundary}
 Content-Type: application/x-pkcs7-signature; name="smime.p7s"
 Content-Transfer-Encoding: base64
@@ -108,13 +107,13 @@ def parse(data: bytes, where: str, *, strict: bool = True) -> SignedList:
     """
     content, der = _split(data, where)
     canonical = render(content, der) == data
+    signed = _hepix_pkcs7.verify(der, _canonical(content), where, strict=strict and canonical)
     if strict and not canonical:
         raise FactoryError(
             "is not in the form that this collection writes: it was changed on its way, or another tool wrote it",
             where=where,
             mend=f"{_AGAIN}, or allow for other tools by «strict: false»",
         )
-    signed = _hepix_pkcs7.verify(der, _canonical(content), where, strict=strict)
     try:
         document = json.loads(content.decode("utf-8"))
     except ValueError as exc:

@@ -15,6 +15,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _serve
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 _PART = 32 << 20
 _THREADS = 2
@@ -41,19 +42,20 @@ class S3Store(_serve.Store):
         ca: str | None = None,
         timeout: float = 60.0,
     ) -> None:
-        self.where = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self.where = f"s3://{bucket}/{self._prefix}".rstrip("/")
         self._boto3 = need("boto3")
         self._errors = need("botocore.exceptions")
+        # Checksums of 2024 and later are unknown to many compatible stores. They all check the SHA-256 of a payload that its
+        # signature covers.
+        newer = version_key(str(need("botocore").__version__)) >= version_key("1.36")
+        sums = ("request_checksum_calculation", "response_checksum_validation") if newer else ()
         config = need("botocore.config").Config(
             connect_timeout=min(timeout, 30),
             read_timeout=timeout,
             retries={"mode": "standard", "max_attempts": 5},
-            # Checksums of 2024 and later are unknown to many compatible stores. They all check the SHA-256 of a payload
-            # that its signature covers.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
+            **dict.fromkeys(sums, "when_required"),
             s3={"payload_signing_enabled": True, "addressing_style": "path" if endpoint else "auto"},
         )
         access, secret, token = key or (None, None, None)
@@ -115,11 +117,15 @@ class S3Store(_serve.Store):
     def _head(self, name: str) -> dict[str, t.Any] | None:
         with self._explained(name):
             try:
-                return dict(self._client.head_object(Bucket=self._bucket, Key=self._prefix + name))
+                head = dict(self._client.head_object(Bucket=self._bucket, Key=self._prefix + name))
             except self._errors.ClientError as exc:
                 if _code(exc) in _ABSENT:
                     return None
                 raise
+        if "ContentLength" not in head:
+            # Python takes a head that breaks off for one that is whole.
+            raise _serve.Interrupted("the answer broke off", where=self.at(name), mend=_serve.AGAIN)
+        return head
 
     def _abort_former(self, key: str) -> None:
         """End what killed runs have begun to send of this object: its parts would be kept, and paid for."""

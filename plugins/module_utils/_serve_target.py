@@ -87,7 +87,7 @@ def open_store(
     if parts.scheme in _SHELL:
         user = parts.username or credentials.username
         account = Account(host, user, port, credentials.identity, credentials.known_hosts)
-        below_home = path.startswith("/~/")
+        below_home = (path + "/").startswith("/~/")
         return _SHELL[parts.scheme](account, path[3:] if below_home else path or "/", progress, silence=timeout)
     if parts.scheme in _WEB:
         if parts.username:

@@ -182,7 +182,7 @@ images:
       format: qcow2
       size: "190709760"
       uri: https://images.example.org/debian-12/202501311200/debian-12-202501311200.qcow2
-      sha512: cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e
+      sha512: cf83e1357eefb8bd…
       expires: "2499-12-31T22:00:00Z"
       expired: false
 elapsed:

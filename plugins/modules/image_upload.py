@@ -11,14 +11,15 @@ module: image_upload
 short_description: Put the artifacts of a build, and a list of images, where they are served
 version_added: 0.1.0
 description:
-  - Puts the artifacts of a build in a directory of a server, and after them the list that names them. Readers of the list find what
-    it names.
+  - Puts the artifacts of a build in a directory of a server, and after them the list that names them. So readers of the list
+    find what it names.
   - Reads nothing but C(descriptor.json) and the files beside it. Each artifact must be what the descriptor says.
   - What is there is not sent again. An artifact is there when it has its size, and its checksum stands in a file
     C(<name>.sha256) beside it (with S3 also in the object's metadata), which is written after it. A list is compared as a whole.
   - A file that is half sent is not seen under its name; by plain HTTP PUT that is up to the server.
 extends_documentation_fragment:
   - cloudimg.factory._attributes
+  - cloudimg.factory._attributes.job
 attributes:
   check_mode:
     support: full
@@ -35,9 +36,10 @@ attributes:
 options:
   target:
     description:
-      - The directory to put files in, on the machine on which the module runs as a path or C(file:///srv/www/images), else as a URL.
-      - C(sftp://user@host/srv/www/images) needs no more than SFTP there, with a key; C(rsync+ssh://user@host/srv/www/images) needs
-        rsync on both machines, and sends only what differs. A path that begins with C(/~/) is below the user's home.
+      - The directory to put files in, as a path or a URL. A path, or C(file:///srv/www/images), is on the machine on which the
+        module runs.
+      - C(sftp://user@host/srv/www/images) needs no more than SFTP there, with a key. C(rsync+ssh://user@host/srv/www/images)
+        needs rsync on both machines, and sends only what differs. A path that begins with C(/~/) is below the user's home.
       - C(davs://host/images) is WebDAV over https, C(dav://) over http; C(https://host/images) is plain HTTP PUT.
       - C(s3://bucket/images) is Amazon S3, or a compatible store at O(endpoint).
     type: str
@@ -176,7 +178,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 files:
-  description: The artifacts that are served, each with its C(path) beside the descriptor, its C(name) below O(target), and its C(url).
+  description:
+    - The artifacts that are served, each with its C(path) beside the descriptor, its C(name) below O(target), and its C(url).
   returned: success
   type: list
   elements: dict
@@ -185,7 +188,8 @@ files:
       name: debian-12/202501311200/debian-12-202501311200.qcow2
       url: https://www.example.org/images/debian-12/202501311200/debian-12-202501311200.qcow2
 urls:
-  description: The URLs of the artifacts by their paths beside the descriptor, as far as it is known under which URL O(target) is read.
+  description:
+    - The URLs of the artifacts by their paths beside the descriptor, as far as it is known under which URL O(target) is read.
   returned: success
   type: dict
   sample:
@@ -224,7 +228,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _serve, _serve_target, _upload
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 
@@ -257,6 +261,7 @@ SPEC: dict[str, t.Any] = {
     "secret_key": {"type": "str", "no_log": True},
     "session_token": {"type": "str", "no_log": True},
     "timeout": {"type": "int", "default": 60},
+    "_job": JOB_OPTION,
 }
 PATHS = ("identity", "known_hosts", "ca", "client_certificate", "client_key")
 TEXTS = ("username", "password", "token", "access_key", "secret_key", "session_token")
@@ -271,7 +276,7 @@ def work(module: AnsibleModule) -> Result:
     """Bring what is served into the state that the options ask for."""
     options = module.params
     result = Result()
-    progress = Progress("upload")
+    progress = Progress("upload", options["_job"])
     public = _serve_target.public_url(options["target"], options["public_url"])
     store = _serve_target.open_store(
         options["target"],

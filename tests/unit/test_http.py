@@ -303,7 +303,7 @@ def test_redirections_are_followed_without_secrets_to_others(server: Server) -> 
     server.answers = [Answer(302, headers={"Location": "/b"})]
     with pytest.raises(Answered, match="HTTP 302: it sends us on to /b; give that URL"):
         client(server.url).request("POST", body=b"x")
-    server.answers = [Answer(302, headers={"Location": "/b"}) for _ in range(9)]
+    server.answers = [Answer(302, headers={"Location": "/b"})] * 9
     with pytest.raises(Answered, match="redirected 5 times"):
         client(server.url).request("GET")
 

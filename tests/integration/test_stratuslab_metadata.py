@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import gzip
 import hashlib
@@ -21,21 +20,17 @@ from pathlib import Path
 import pytest
 import yaml
 from lxml import etree
+from stratuslab_site import DISK, Site, files, make_build, state, xmlsec1
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _stratuslab, _stratuslab_info
 from ansible_collections.cloudimg.factory.plugins.module_utils import _stratuslab_document as document
 from ansible_collections.cloudimg.factory.plugins.module_utils import _stratuslab_signature as signature
-from ansible_collections.cloudimg.factory.plugins.module_utils._digest import file_digests
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._http import Http
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._stratuslab_market import Marketplace as Client
 from ansible_collections.cloudimg.factory.plugins.module_utils._x509 import Signer
 from ansible_collections.cloudimg.factory.tests.tools import pki
-from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import DroppingProxy, cuts
 from ansible_collections.cloudimg.factory.tests.tools.marketplace_server import Marketplace
-
-DISK = b"disk" * 4096
 
 
 @pytest.fixture(scope="module")
@@ -49,105 +44,10 @@ def market() -> t.Iterator[Marketplace]:
         yield server
 
 
-def make_build(folder: Path, files: t.Mapping[str, bytes] | None = None, **fields: t.Any) -> Path:
-    """A build as export leaves it; returns the path of its descriptor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    artifacts = []
-    for kind, octets in (files or {"qcow2": DISK}).items():
-        path = folder / f"debian-12-1.{kind}"
-        path.write_bytes(octets)
-        artifacts.append(_descriptor.Artifact(kind, path.name, len(octets), len(DISK), file_digests(path)))
-    told: dict[str, t.Any] = {
-        "version": "1",
-        "title": "Debian 12",
-        "description": "Minimal",
-        "created": "2025-01-31T12:00:00Z",
-        "expires": "2099-01-01T00:00:00Z",
-        **fields,
-    }
-    build = _descriptor.Descriptor(
-        image="debian-12",
-        identifier=_descriptor.stable_identifier("debian-12"),
-        os=_descriptor.OperatingSystem("debian", "12", "x86_64"),
-        min_disk=1 << 30,
-        artifacts=tuple(artifacts),
-        provenance=_descriptor.Provenance("0" * 64, "7.2", "0.1.0"),
-        **told,
-    )
-    path = folder / "descriptor.json"
-    path.write_text(build.dump(), encoding="utf-8")
-    return path
-
-
-@dataclasses.dataclass
-class Site:
-    """Where a build is endorsed from."""
-
-    root: Path
-    grid: pki.Pki
-    url: str | None = None
-    timeout: float = 20.0
-
-    @property
-    def path(self) -> Path:
-        return self.root / "endorsed" / "debian-12.xml"
-
-    @property
-    def descriptor(self) -> Path:
-        return self.root / "build" / "descriptor.json"
-
-    def request(self, identity: pki.Identity | None = None, **options: t.Any) -> _stratuslab.Request:
-        who = identity or self.grid.endorser
-        url = options.pop("url", self.url)
-        words = {"locations": ("https://images.example.org/a.qcow2",), "inbound_ports": (22,), "hypervisor": "kvm"}
-        defaults: dict[str, t.Any] = {
-            "path": self.path,
-            "signer": (who.certificate, who.key, who.passphrase, who.chain),
-            "descriptor": self.descriptor,
-            "marketplace": Client(url, Http(timeout=self.timeout, delays=())) if url else None,
-            "words": words,
-        }
-        return _stratuslab.Request(**{**defaults, **options})
-
-    def present(self, identity: pki.Identity | None = None, **options: t.Any) -> Result:
-        return _stratuslab.present(self.request(identity, **options))
-
-    def deprecate(self, reason: str, **options: t.Any) -> Result:
-        return _stratuslab.deprecate(self.request(**options), reason)
-
-    def said(self) -> dict[str, t.Any]:
-        """What the signed file says, verified as a stranger would."""
-        return _stratuslab_info.Judge(ca_directory=self.grid.anchors).read(self.path.read_bytes(), str(self.path))
-
-
 @pytest.fixture
 def site(tmp_path: Path, grid: pki.Pki, market: Marketplace) -> Site:
     make_build(tmp_path / "build")
     return Site(tmp_path, grid, market.url)
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """All files but those in which digests are kept for the next run."""
-    found = (path for path in sorted(root.rglob("*")) if path.is_file() and not path.name.endswith(".digests.json"))
-    return {str(path.relative_to(root)): path.read_bytes() for path in found}
-
-
-def state(market: Marketplace) -> list[dict[str, t.Any]]:
-    """What a Marketplace has, apart from when it was endorsed."""
-    found = []
-    for _key, octets in sorted(market.entries.items()):
-        entry = document.read(etree.fromstring(octets))
-        del entry["endorsement"]["created"]
-        found.append(entry)
-    return found
-
-
-def xmlsec1(octets: bytes, site: Site) -> None:
-    """Have xmlsec1 verify a document up to the root of the authorities."""
-    path, root = site.root / "document.xml", site.root / "root.pem"
-    path.write_bytes(octets)
-    root.write_bytes(site.grid.authority.pem)
-    subprocess.run(["xmlsec1", "--verify", "--trusted-pem", str(root), str(path)], check=True, capture_output=True)
 
 
 # The states
@@ -549,99 +449,6 @@ def test_the_newest_wins_where_two_publish(site: Site, market: Marketplace) -> N
     assert done.extra["publication"]["created"] > raced[0].created
     assert max(market.entries)[2] == done.extra["publication"]["created"]
     assert site.said()["endorsement"]["created"] == done.extra["publication"]["created"]
-
-
-# Faults
-
-
-@pytest.mark.parametrize("fault", ["500", "403", "html", "nothing", "silence", "reset", "later"])
-@pytest.mark.parametrize("method", ["GET", "POST"])
-def test_a_server_that_fails_is_told_and_the_second_run_ends_it(
-    fault: str, method: str, site: Site, market: Marketplace
-) -> None:
-    if (method, fault) == ("GET", "later"):
-        fault = "503"
-    market.faults[method].append(fault)
-    if (method, fault) == ("POST", "later"):
-        # It has taken it, and could not say so: the look-up after it finds it.
-        assert site.present().changed
-    else:
-        with pytest.raises(FactoryError) as caught:
-            site.present()
-        assert (
-            "\n" not in str(caught.value)
-            and caught.value.mend
-            and f"{method} {market.url}/metadata" in str(caught.value)
-        )
-    assert not market.faults[method]
-    site.present()
-    assert len(market.entries) == 1 and not site.present().changed
-    assert document.read(etree.fromstring(next(iter(market.entries.values()))))["title"] == "Debian 12"
-
-
-def test_a_replica_takes_nothing(site: Site, market: Marketplace) -> None:
-    market.replica = True
-    with pytest.raises(FactoryError, match=r"HTTP 403: read-only repository; publish in the Marketplace of which this"):
-        site.present()
-
-
-def test_not_a_marketplace(site: Site, market: Marketplace) -> None:
-    with pytest.raises(FactoryError, match=r"HTTP 404: not found; check the URL of the Marketplace"):
-        site.present(url=f"{market.url}/elsewhere")
-
-
-def clean(tmp_path: Path, grid: pki.Pki) -> tuple[list[dict[str, t.Any]], list[t.Any]]:
-    """What one run without trouble leaves, and the connections that it makes."""
-    with Marketplace() as market, DroppingProxy(market.port) as proxy:
-        site = Site(tmp_path, grid, proxy.url)
-        make_build(tmp_path / "build")
-        site.present()
-        return state(market), list(proxy.connections)
-
-
-def attempt(site: Site) -> FactoryError | None:
-    """How endorsing fails, if it does."""
-    try:
-        site.present()
-    except FactoryError as exc:
-        return exc
-    return None
-
-
-@pytest.mark.parametrize("confirm", [False, True])
-def test_a_connection_cut_anywhere_is_mended_by_the_second_run(confirm: bool, tmp_path: Path, grid: pki.Pki) -> None:
-    wanted, connections = clean(tmp_path / "clean", grid)
-    places = cuts(connections)
-    assert len(places) >= 20
-    if confirm:
-        # Nothing but the POST is another one.
-        places = [cut for cut in places if cut.connection == len(connections) - 1]
-    for number, cut in enumerate(places):
-        with Marketplace() as market, DroppingProxy(market.port) as proxy:
-            market.confirm = confirm
-            site = Site(tmp_path / str(number), grid, proxy.url, timeout=5)
-            make_build(site.root / "build")
-            proxy.again(cut)
-            failure = attempt(site)
-            assert failure is None or (failure.mend and "\n" not in str(failure)), cut
-            proxy.again()
-            site.present()
-            if confirm:
-                assert market.pending and not market.entries, cut
-                market.answer(list(market.pending)[-1])
-                site.present()
-            assert state(market) == wanted, cut
-            assert [path.name for path in site.path.parent.iterdir()] == [site.path.name], cut
-            assert not site.present().changed, cut
-
-
-def test_what_was_cut_is_sent_again_as_it_is(site: Site, market: Marketplace) -> None:
-    market.faults["POST"].append("reset")
-    with pytest.raises(FactoryError, match="run this again"):
-        site.present()
-    kept = site.path.read_bytes()
-    site.present()
-    assert site.path.read_bytes() == kept
 
 
 # Reading

@@ -11,14 +11,16 @@ A catalogue is changed by requests that must not be made twice. So a failure is 
 - :class:`Unknown`: it was sent, and no whole answer came. The server may have done it: look up before you repeat.
 - :class:`Answered`: the server said no; :attr:`Answered.reply` has what it said.
 
-Each request has a connection of its own, so that a connection that the server has closed meanwhile is not taken for a lost
-answer. No message shows a password, a token, or a query's secret.
+Each request has a connection of its own, so that one that the server has closed meanwhile is not taken for a lost answer. An
+answer that ends within its head or before its length is none; one without a length ends where the connection does, and only
+its reader can tell whether that is its end. No message shows a password, a token, or a query's secret.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import email.utils
+import http.client
 import ipaddress
 import json
 import re
@@ -27,13 +29,16 @@ import time
 import typing as t
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from urllib.parse import quote, quote_plus, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _xml
+from ansible_collections.cloudimg.factory.plugins.module_utils import _http_wire, _xml
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._http_wire import File
 from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
+from ansible_collections.cloudimg.factory.plugins.module_utils._masks import SECRET_NAMES, Masks
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
-from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors
+
+__all__ = ["Answered", "File", "Http", "Reply", "Unknown", "Unreachable"]
 
 DELAYS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each new attempt."""
@@ -41,7 +46,6 @@ DELAYS = (1.0, 2.0, 4.0, 8.0)
 LIMIT = 16 << 20
 """Bytes that the body of a reply may have."""
 
-_CHUNK = 1 << 18
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
 _LONGEST_WAIT = 60.0
 _HOPS = 5
@@ -49,7 +53,6 @@ _NOT_DONE = (425, 429, 503)
 """The server says that it has not begun: safe to repeat, whatever the request."""
 
 _PASSING = (408, 500, 502, 504)
-_SECRET_NAMES = re.compile(r"(?i)(token|key|passwd|password|passphrase|secret|session|signature|credential|auth)")
 _NO_TLS = re.compile(
     r"(?i)wrong.version|http.request|unsupported.protocol|no.protocols|alert.*(certificate|unknown.ca|handshake)"
 )
@@ -148,59 +151,6 @@ class Reply:
         )
 
 
-class Masks:
-    """Values that no message may show, in whatever form they travel."""
-
-    def __init__(self, values: t.Iterable[str | None] = ()) -> None:
-        self._values: set[str] = set()
-        for value in values:
-            self.add(value)
-
-    def __bool__(self) -> bool:
-        return bool(self._values)
-
-    def add(self, value: str | None) -> None:
-        """Hide this one from now on; one of less than four characters hides only where it stands alone."""
-        if value:
-            self._values |= {value, quote(value, safe=""), quote_plus(value), quote(value)}
-            self._values |= {json.dumps(value)[1:-1], value.replace("&", "&amp;").replace("<", "&lt;")}
-
-    def hide(self, text: str) -> str:
-        """The text with each of them replaced by C(***)."""
-        for value in sorted(self._values, key=len, reverse=True):
-            text = (
-                text.replace(value, "***")
-                if len(value) >= 4
-                else re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "***", text)
-            )
-        return text
-
-    def url(self, url: str) -> str:
-        """A URL without user and password, and with C(***) for those values of its query whose names tell secrets."""
-        parts = urlsplit(url)
-        fields = []
-        for field in parts.query.split("&") if parts.query else []:
-            name, equals, _value = field.partition("=")
-            fields.append(f"{name}=***" if equals and _SECRET_NAMES.search(name) else field)
-        host = parts.netloc.rpartition("@")[2]
-        return self.hide(parts._replace(netloc=host, query="&".join(fields), fragment="").geturl())
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A file as the body of a request, or ``size`` bytes of it from ``offset`` on; it is read while it is sent."""
-
-    path: Path
-    offset: int = 0
-    size: int | None = None
-
-    def length(self) -> int:
-        """Bytes that are sent; raises FactoryError where there is no such file."""
-        with explain_os_errors(self.path):
-            whole = self.path.stat().st_size
-        return whole - self.offset if self.size is None else self.size
-
-
 Body = t.Union[bytes, str, File, t.Mapping[str, str], None]
 
 
@@ -243,10 +193,11 @@ class Http:
         if auth:
             self.masks.add(auth[1])
         for name, value in self._headers.items():
-            if _SECRET_NAMES.search(name):
+            if SECRET_NAMES.search(name):
                 self.masks.add(value)
                 self.masks.add(value.partition(" ")[2])
-        self._context = _context(ca, client_certificate)
+        # What is given is judged at once; the system's authorities are read when they are needed, since that takes a while.
+        self._trust = _http_wire.context(ca, client_certificate) if ca or client_certificate else None
         if client_certificate:
             self.masks.add(client_certificate[2])
 
@@ -274,7 +225,7 @@ class Http:
         :raises Answered: another status.
         """
         safe = method.upper() in _SAFE if repeat is None else repeat
-        url = urljoin(self.base, url) if self.base else url
+        url = self._checked(urljoin(self.base, url) if self.base else url)
         delays = list(self._delays)
         while True:
             wait = 0.0
@@ -289,7 +240,7 @@ class Http:
                 if reply.status in accept or not delays or not passing:
                     return self._judged(reply, accept, safe)
                 wait = _retry_after(reply.headers.get("Retry-After", ""))
-            self._pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
+            self.pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
 
     def _judged(self, reply: Reply, accept: t.Container[int], safe: bool) -> Reply:
         if reply.status in accept:
@@ -336,7 +287,7 @@ class Http:
                     where=reply.where,
                     mend="give the URL of the file itself",
                 )
-            url, params = target, None
+            url, params = self._checked(target), None
         raise Answered(reply, f"redirected {_HOPS} times", where=reply.where, mend="check the URL")
 
     def _send(
@@ -353,7 +304,7 @@ class Http:
         requests = need("requests")
         form = body if isinstance(body, t.Mapping) else {}
         for name, value in (*(params or {}).items(), *form.items()):
-            if _SECRET_NAMES.search(name):
+            if SECRET_NAMES.search(name):
                 self.masks.add(value)
         prepared = requests.Request(
             method,
@@ -362,7 +313,6 @@ class Http:
             headers={
                 "User-Agent": "cloudimg.factory",
                 "Accept-Encoding": "identity",
-                "Connection": "close",
                 **(self._headers if ours else {}),
                 **((headers or {}) if ours else {}),
             },
@@ -372,9 +322,12 @@ class Http:
         where = f"{method} {self.masks.url(url)}"
         self._must_be_private(url, where, ours)
         with requests.Session() as session:
-            adapter = _adapter(requests, self._context)
+            if self._trust is None and url.startswith("https:"):
+                self._trust = _http_wire.context(None, None)
+            adapter = _http_wire.adapter(requests, self._trust)
             session.mount("https://", adapter)
-            stream = _Stream(body, self.progress) if isinstance(body, File) else None
+            session.mount("http://", adapter)
+            stream = _http_wire.Stream(body, self.progress) if isinstance(body, File) else None
             try:
                 if stream and len(stream):
                     prepared.data = stream
@@ -407,14 +360,28 @@ class Http:
             if len(content) > limit:
                 raise FactoryError(f"answered with more than {limit} bytes", where=where, mend="check the URL")
             self.progress.check()
+        # Requests with an older urllib3 takes what came for the whole.
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and "Content-Encoding" not in response.headers and response.request.method != "HEAD":
+            missing = int(length) - len(content)
+            if missing > 0 and response.status_code not in (204, 304):
+                raise http.client.IncompleteRead(bytes(content), missing)
         return bytes(content)
+
+    def _checked(self, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+                return url
+        except ValueError:
+            pass
+        shown = self.masks.hide(re.sub(r"//[^/@]*@", "//", url).partition("?")[0])
+        raise FactoryError("is not a URL that can be asked", where=shown, mend="give an http or https URL")
 
     def _must_be_private(self, url: str, where: str, ours: bool) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise FactoryError("is not a URL that can be asked", where=where, mend="give an http or https URL")
-        # What masks() knows by now includes the secrets of this request.
-        if ours and parts.scheme == "http" and self.masks and not self._plain and not _loopback(parts.hostname):
+        # What is masked by now includes the secrets of this request.
+        if ours and parts.scheme == "http" and self.masks and not self._plain and not _loopback(parts.hostname or ""):
             raise FactoryError(
                 "a password or token would go unencrypted over the network", where=where, mend="give the https URL"
             )
@@ -422,7 +389,7 @@ class Http:
     def _explained(self, requests: t.Any, exc: Exception, where: str) -> FactoryError:
         """What a failure of the network means."""
         reason = _root(exc)
-        said = self.masks.hide(_said(reason))
+        said = self.masks.hide(_http_wire.said(reason))
         errors = requests.exceptions
         if isinstance(exc, (errors.InvalidURL, errors.MissingSchema, errors.InvalidSchema, errors.InvalidHeader)):
             return FactoryError("is not a URL that can be asked", where=where, mend="check that URL")
@@ -446,96 +413,12 @@ class Http:
             said = f"the connection broke before the answer was there: {said}"
         return Unknown(said, where=where, mend="run this again: it looks up first what has become of it")
 
-    def _pause(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
+        """Wait, and show signs of life."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self.progress.report()
             time.sleep(min(0.5, left))
-
-
-class _Stream:
-    """A file-like body of known length, which tells how far it is."""
-
-    def __init__(self, file: File, progress: Progress) -> None:
-        self._length = file.length()
-        self._left = self._length
-        self._path = file.path
-        self._progress = progress
-        with explain_os_errors(file.path):
-            self._stream = file.path.open("rb")
-            self._stream.seek(file.offset)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> t.Iterator[bytes]:
-        # Only that there is one makes requests stream it; it is read by read().
-        while chunk := self.read(_CHUNK):
-            yield chunk
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        self._progress.report(done=self._length - self._left, total=self._length)
-        # Else a damaged disk would be taken for a broken connection.
-        with explain_os_errors(self._path):
-            # http.client asks for 16 KiB at a time; more make fewer calls.
-            data = self._stream.read(min(self._left, max(size, _CHUNK)))
-        self._left -= len(data)
-        if not data and self._left:
-            raise FactoryError("became shorter while it was sent", where=str(self._path), mend="run this again")
-        return data
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-
-
-def _context(ca: Path | None, client: tuple[Path, Path | None, str | None] | None) -> ssl.SSLContext:
-    if ca is not None and not ca.exists():
-        raise FactoryError("there is no such file or directory", where=str(ca), mend="give the CA's certificates")
-    try:
-        folder = ca is not None and ca.is_dir()
-        context = ssl.create_default_context(
-            cafile=str(ca) if ca and not folder else None, capath=str(ca) if ca and folder else None
-        )
-    except (OSError, ssl.SSLError) as exc:
-        raise FactoryError(
-            f"has no certificate that can be read: {_said(exc)}",
-            where=str(ca),
-            mend="give the CA's certificates in PEM",
-        ) from exc
-    if client:
-        certificate, key, passphrase = client
-        try:
-            # A password in any case: without one OpenSSL would ask the terminal for it.
-            context.load_cert_chain(certificate, key, passphrase or "")
-        except (OSError, ssl.SSLError) as exc:
-            where = str(key or certificate)
-            if isinstance(exc, FileNotFoundError):
-                missing = next((str(path) for path in (certificate, key) if path and not path.exists()), where)
-                raise FactoryError("there is no such file", where=missing, mend="check that path") from exc
-            raise FactoryError(
-                f"certificate and key cannot be used: {_said(exc)}",
-                where=where,
-                mend="give a PEM certificate, its key, and the key's passphrase where it has one",
-            ) from exc
-    return context
-
-
-def _adapter(requests: t.Any, context: ssl.SSLContext) -> t.Any:
-    class Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]
-        """Uses our context, and no list of authorities but those in it."""
-
-        def init_poolmanager(self, *args: t.Any, **options: t.Any) -> None:
-            super().init_poolmanager(*args, **options, ssl_context=context)
-
-        def proxy_manager_for(self, *args: t.Any, **options: t.Any) -> t.Any:
-            return super().proxy_manager_for(*args, **options, ssl_context=context)
-
-        def cert_verify(self, conn: t.Any, url: str, verify: t.Any, cert: t.Any) -> None:
-            conn.cert_reqs = "CERT_REQUIRED"
-
-    return Adapter(max_retries=0)
 
 
 def _chain(exc: BaseException) -> t.Iterator[BaseException]:
@@ -555,15 +438,11 @@ def _chain(exc: BaseException) -> t.Iterator[BaseException]:
 def _root(exc: BaseException) -> BaseException:
     """The operating system's or OpenSSL's own words, where there are any."""
     found = list(_chain(exc))
-    plain = [each for each in found if type(each).__module__ in ("builtins", "socket", "ssl", "http.client")]
+    # Those of requests are OSErrors, too; and urllib3 has TypeErrors in its chain that mean nothing.
+    modules = ("builtins", "socket", "ssl", "http.client")
+    kinds = (OSError, http.client.HTTPException)
+    plain = [each for each in found if isinstance(each, kinds) and type(each).__module__ in modules]
     return plain[-1] if plain else found[-1]
-
-
-def _said(exc: BaseException) -> str:
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
-    # urllib3 puts the connection before its words, and with it the URL.
-    return re.sub(r"^<[^>]*>:?\s*|^\w+\(.*?\):\s*", "", str(exc)) or type(exc).__name__
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

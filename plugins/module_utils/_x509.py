@@ -158,9 +158,28 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
     if not blocks:
         raise FactoryError("holds no certificate", where=str(path), mend=mend)
     try:
-        return [x509.load_pem_x509_certificate(block) for block in blocks]
+        found = [x509.load_pem_x509_certificate(block) for block in blocks]
+        return [parse_certificate(one.public_bytes(serialization.Encoding.DER)) for one in found]
     except ValueError as exc:
         raise FactoryError(f"holds a broken certificate: {exc}", where=str(path), mend=mend) from exc
+
+
+def parse_certificate(der: bytes) -> x509.Certificate:
+    """A certificate in DER, read to its end: the library reads names, extensions and key only when they are asked for.
+
+    :raises ValueError: any of it is broken.
+    """
+    found = x509.load_der_x509_certificate(der)
+    try:
+        for part in (found.subject, found.issuer):
+            dn_oneline(part)
+        tuple(found.extensions)
+        found.public_key()
+        for name in ("not_valid_before_utc", "not_valid_after_utc"):
+            getattr(found, name)
+    except Exception as exc:  # the library has many, with no class of their own (DuplicateExtension, InvalidVersion, …)
+        raise ValueError(f"has a certificate that is broken: {exc}") from exc
+    return found
 
 
 def read_key(path: Path, passphrase: str | None = None) -> PrivateKey:

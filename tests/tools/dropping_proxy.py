@@ -115,13 +115,12 @@ class DroppingProxy:
                     return False
                 done = getattr(record, name)
                 if limit is not None and done + len(data) > limit:
-                    data = data[: limit - done]
-                    if data:
-                        target.sendall(data)
                     setattr(record, name, limit)
+                    target.sendall(data[: limit - done])
                     return True
-                target.sendall(data)
+                # Before they go, so that who has got them finds them counted.
                 setattr(record, name, done + len(data))
+                target.sendall(data)
         return False
 
 
@@ -141,6 +140,9 @@ def _break(ends: t.Sequence[socket.socket], reset: bool) -> None:
             if reset:
                 # Closing a socket that lingers for no time sends RST instead of FIN.
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                # A thread that waits in recv() holds the socket open.
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RD)
                 end.close()
             else:
                 end.shutdown(socket.SHUT_RDWR)

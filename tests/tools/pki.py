@@ -216,10 +216,10 @@ class Pki:
     endorser: Identity
 
     @classmethod
-    def make(cls, root: Path) -> Pki:
-        """All of it below ``root``."""
-        top = Authority(make_name("DC=org", "DC=example", "CN=Example Grid Root CA"))
-        below = Authority(make_name("DC=org", "DC=example", "CN=Example Grid CA"), top, number=1)
+    def make(cls, root: Path, number: int = 0) -> Pki:
+        """All of it below ``root``; authorities of another ``number`` have other keys, and the same names."""
+        top = Authority(make_name("DC=org", "DC=example", "CN=Example Grid Root CA"), number=100 * number)
+        below = Authority(make_name("DC=org", "DC=example", "CN=Example Grid CA"), top, number=100 * number + 1)
         anchors = ca_directory(root / "anchors", top, below)
         return cls(root, top, below, anchors, below.issue(root / "people"))
 

@@ -24,10 +24,10 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._http import (
     Answered,
     File,
     Http,
-    Masks,
     Unknown,
     Unreachable,
 )
+from ansible_collections.cloudimg.factory.plugins.module_utils._masks import Masks
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import Cut, DroppingProxy, cuts
 
@@ -67,6 +67,8 @@ class Server:
                     left -= len(chunk)
                     if owner.keep_body:
                         body += chunk
+                if left:
+                    return
                 owner.asked.append(Asked(self.command, self.path, dict(self.headers), bytes(body)))
                 answer = owner.answers.pop(0) if owner.answers else Answer()
                 self.send_response(answer.status)
@@ -118,7 +120,7 @@ def test_a_request_goes_as_it_is_meant(server: Server) -> None:
     assert asked.headers["Authorization"] == "Basic " + base64.b64encode(f"jane:{SECRET}".encode()).decode()
     assert (asked.headers["X-Other"], asked.headers["Accept"]) == ("1", "application/json")
     assert (reply.status, reply.json(), reply.headers["x-made"]) == (201, {"a": [1]}, "yes")
-    assert reply.where == f"POST {server.url}api/things?q=%C3%A4%26b"
+    assert reply.where == f"POST {server.url}api/things"
 
 
 def test_no_netrc_is_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +158,7 @@ def test_what_the_server_has_not_begun_is_repeated(server: Server, status: int) 
 
 def test_retry_after_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr(Http, "_pause", lambda _self, seconds: waited.append(seconds))
+    monkeypatch.setattr(Http, "pause", lambda _self, seconds: waited.append(seconds))
     dates = ["7", "Mon, 01 Jan 2001 00:00:00 GMT", "soon", "86400"]
     for date in dates:
         server.answers = [Answer(503, headers={"Retry-After": date})]
@@ -191,10 +193,14 @@ def test_a_connection_that_breaks_is_unknown_and_not_repeated(server: Server, re
                 assert len(server.asked) == 1
         for cut in places:
             proxy.again(cut)
+            assert wire.request("PUT", body=b"x" * 1001, repeat=True).status == 200
+            assert len(proxy.connections) == 2
+        proxy.again()
+        wire.request("GET")
+        for cut in cuts(proxy.connections, reset=reset):
+            proxy.again(cut)
             assert wire.request("GET").status == 200
             assert len(proxy.connections) == 2
-            proxy.again(cut)
-            assert wire.request("PUT", body=b"x" * 1000, repeat=True).status == 200
 
 
 def test_silence_is_unknown(tmp_path: Path) -> None:
@@ -265,7 +271,7 @@ def test_no_message_shows_a_secret(server: Server) -> None:
     for failure in failures:
         told = f"{failure} {failure!r} {failure.args} {failure.__cause__}"
         assert "s3cret" not in told
-        assert "***" in str(failure)
+    assert sum("***" in str(failure) for failure in failures) == 5
 
 
 def test_short_secrets_do_not_garble_messages() -> None:
@@ -278,7 +284,7 @@ def test_a_secret_does_not_go_unencrypted() -> None:
         (client("http://example.org/", auth=("jane", "x" * 9)), {}),
         (client("http://example.org/"), {"accesstoken": "x" * 9}),
     ]:
-        with pytest.raises(FactoryError, match="would go unencrypted.*give the https URL"):
+        with pytest.raises(FactoryError, match=r"would go unencrypted.*give the https URL"):
             wire.request("GET", params=params)
 
 
@@ -341,9 +347,11 @@ def certificate(folder: Path, name: str, *options: str) -> tuple[Path, Path]:
     """A certificate that signs itself, and its key."""
     paths = folder / f"{name}.pem", folder / f"{name}.key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "1"]
-        + ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost", "-out", paths[0], "-keyout", paths[1]]
-        + list(options or ["-nodes"]),
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "1"),
+            *("-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost", "-out", paths[0], "-keyout", paths[1]),
+            *(options or ["-nodes"]),
+        ],
         check=True,
         capture_output=True,
     )
@@ -358,13 +366,15 @@ def test_certificates_of_both_sides(tmp_path: Path) -> None:
     context.load_cert_chain(chain, key)
     context.load_verify_locations(ours)
     context.verify_mode = ssl.CERT_REQUIRED
+    # With 1.3 whether the server's refusal reaches the client depends on who is faster.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     server = Server(context)
     try:
         known = {"ca": chain, "client_certificate": (ours, our_key, SECRET)}
         assert client(server.url, **known).request("GET").status == 200
         with pytest.raises(Unreachable, match=r"its certificate is not trusted: self-signed.*give the CA's"):
             client(server.url).request("GET")
-        with pytest.raises(Unreachable, match="no TLS connection.*the certificates of both sides"):
+        with pytest.raises(Unreachable, match=r"no TLS connection.*the certificates of both sides"):
             client(server.url, ca=chain, client_certificate=(other, other_key, None)).request("POST", body=b"x")
         with pytest.raises(Unreachable, match="no TLS connection"):
             client(server.url, ca=chain).request("POST", body=b"x")

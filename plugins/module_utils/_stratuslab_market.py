@@ -12,6 +12,8 @@ the same identifier and address takes its place.
 from __future__ import annotations
 
 import dataclasses
+import html
+import re
 import typing as t
 from urllib.parse import quote, unquote, urlsplit
 
@@ -31,6 +33,9 @@ STATUSES = ("valid", "deprecated", "expired")
 """What entries can be asked for by; each has one of them."""
 
 _XML = {"Accept": "application/xml, application/rdf+xml;q=0.9"}
+
+
+_HEAD = re.compile(r"(?is)^.*<body[^>]*>|<[^>]*>")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -136,11 +141,14 @@ class Marketplace:
                 return True
             raise
         except Answered as exc:
-            if exc.reply.status == 403:
-                exc.mend = "publish in the Marketplace of which this one is a replica, or ask who may publish here"
-            elif exc.reply.status == 404:
-                exc.mend = "check the URL of the Marketplace"
-            raise Answered(exc.reply, exc.problem, where=exc.where, mend=exc.mend) from exc
+            mends = {
+                400: "mend what it says, or check the clock",
+                403: "publish in the Marketplace of which this one is a replica, or ask who may publish here",
+                404: "check the URL of the Marketplace",
+            }
+            status = exc.reply.status
+            problem = f"HTTP {status}: {_said(exc.reply)}" if status >= 400 else exc.problem
+            raise Answered(exc.reply, problem, where=exc.where, mend=mends.get(status, exc.mend)) from exc
         place = reply.headers.get("Location", "")
         if reply.status == 201 and place:
             tail = tuple(unquote(part) for part in urlsplit(place).path.split("/")[-3:])
@@ -160,3 +168,12 @@ class Marketplace:
             where=reply.where,
             mend="check that this is the URL of a StratusLab Marketplace",
         )
+
+
+def _said(reply: Reply) -> str:
+    """Why a Marketplace refuses: Restlet says it in the body of a page, whose title is always the same."""
+    if not reply.is_html():
+        return reply.said()
+    words = " ".join(html.unescape(_HEAD.sub(" ", reply.text[:65536])).split())
+    words = reply.masks.hide("".join(char for char in words if char.isprintable()))
+    return (words[:299] + "…" if len(words) > 300 else words) or reply.said()

@@ -212,7 +212,8 @@ class Marketplace:
 
     def answer(self, token: str) -> Key:
         """The endorser follows the link in the mail."""
-        return self._commit(self.pending.pop(token))
+        octets = self.pending.pop(token)
+        return self._commit(judge(octets), octets)
 
     def requests(self, method: str) -> int:
         """How many requests of that method came."""
@@ -234,12 +235,11 @@ class Marketplace:
             if self.confirm:
                 self.pending[str(uuid.uuid4())] = octets
                 return 202, "confirmation email sent for new metadata entry\n", ""
-            self._commit(octets)
+            self._commit(key, octets)
         # The path of an entry begins with a slash, and so there are two.
         return 201, "metadata entry created", f"{self.url}/metadata//{'/'.join(key)}"
 
-    def _commit(self, octets: bytes) -> Key:
-        key = judge(octets)
+    def _commit(self, key: Key, octets: bytes) -> Key:
         self.entries[key] = as_java(etree.fromstring(octets))
         return key
 
@@ -277,6 +277,8 @@ def _handler(market: Marketplace) -> type[http.server.BaseHTTPRequestHandler]:
             if fault not in ("", "later"):
                 return
             try:
+                if urlsplit(self.path).path.rstrip("/") != "/metadata":
+                    raise Refused(404, "not found")
                 media_type = self.headers.get("Content-Type", "").partition(";")[0].strip()
                 status, said, place = market.take(body, media_type)
             except Refused as exc:
@@ -334,7 +336,7 @@ def _handler(market: Marketplace) -> type[http.server.BaseHTTPRequestHandler]:
 
         def _page(self, exc: Refused) -> None:
             """Restlet's page about an error."""
-            page = f"<html><head><title>Status page</title></head><body><h3>{exc}</h3></body></html>"
+            page = f"<html>\n<head>\n   <title>Status page</title>\n</head>\n<body>\n<p style='a'>{exc}</p>\n</body>\n</html>"
             self._send(exc.status, page.encode(), "text/html;charset=UTF-8")
 
         def _send(self, status: int, body: bytes, media_type: str, place: str = "") -> None:

@@ -145,3 +145,10 @@ def test_no_secret_is_told_by_failures(site: Site, wrong: str) -> None:
     assert "failed=1" in out
     assert [secret for secret in SECRETS.values() if secret in out] == []
     assert watch.found == set()
+
+
+def test_the_watch_sees_what_there_is(site: Site) -> None:
+    """Without pipelining, Ansible writes modules and their arguments into files."""
+    site.build("1")
+    _out, watch = watched(site, "publish.yml", publish_version="1", ansible_pipelining=False)
+    assert any("AnsiballZ" in found or "/.ansible/tmp/" in found for found in watch.found)

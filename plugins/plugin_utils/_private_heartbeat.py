@@ -33,8 +33,12 @@ class PrivateHeartbeatAction(HeartbeatAction):
     """Runs the module of the action's name in the foreground; where that is this machine, a line about it comes regularly."""
 
     def _run_watched(self, task_vars: dict[str, t.Any]) -> Result:
-        if not self._here():
-            return dict(self._execute_module(task_vars=task_vars))
+        answer = self._run_followed(task_vars) if self._here() else dict(self._execute_module(task_vars=task_vars))
+        with contextlib.suppress(KeyError, TypeError):
+            del answer["invocation"]["module_args"]["_job"]
+        return answer
+
+    def _run_followed(self, task_vars: dict[str, t.Any]) -> Result:
         folder = Path(self._remote_expand_user("~/.ansible/tmp"))  # type: ignore[no-untyped-call]
         job = folder / f"cloudimg-{secrets.token_hex(8)}.json"
         beat = float(self._templar.template(task_vars.get("cloudimg_heartbeat", BEAT)))
@@ -44,14 +48,11 @@ class PrivateHeartbeatAction(HeartbeatAction):
         follower.start()
         try:
             args = {**self._task.args, "_job": {"path": os.fspath(job), "owner": playbook_owner()}}
-            answer = dict(self._execute_module(module_args=args, task_vars=task_vars))
+            return dict(self._execute_module(module_args=args, task_vars=task_vars))
         finally:
             ended.set()
             follower.join()
             _progress.forget(job)
-        with contextlib.suppress(KeyError, TypeError):
-            del answer["invocation"]["module_args"]["_job"]
-        return answer
 
     def _follow(self, job: Path, image: str, beat: float, ended: threading.Event) -> None:
         """Show where the job is, and tell it that it is wanted."""

@@ -163,6 +163,31 @@ def test_another_machine_needs_but_the_directory_of_the_build(site: Site) -> Non
 
 
 @pytest.mark.slow
+def test_the_list_is_submitted_to_appdb(site: Site) -> None:
+    url = site.servers.appdb.submit_url
+    site.write_inventory(
+        image_catalogues=["hepix"],
+        publish_hepix_submit={"url": url, "username": "jane", "password": "correct horse & battery"},
+    )
+    text = (site.root / "hosts.yml").read_text(encoding="utf-8")
+    more = "          fields: {'ad:appid': '1234'}\n          image_fields: {'ad:group': General group, 'sl:osname': Debian}\n"
+    (site.root / "hosts.yml").write_text(text.replace("publish_hepix:\n", f"publish_hepix:\n{more}"), encoding="utf-8")
+    for version in ("1", "2"):
+        site.build(version)
+        site.play("publish.yml", publish_version=version)
+    submitted = site.servers.appdb.submissions
+    assert [[row["hv:image"]["hv:version"] for row in each["list"]["hv:images"]] for each in submitted] == [
+        ["1"],
+        ["2"],
+    ]
+    assert not site.play("publish.yml", publish_version="2").changed
+    assert not site.play("refresh.yml").changed
+    assert len(submitted) == 2
+    site.play("retire.yml", retire_version="2", retire_reason="old")
+    assert [each["list"]["hv:images"] for each in submitted[2:]] == [[]]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

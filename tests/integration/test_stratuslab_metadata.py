@@ -536,12 +536,15 @@ def test_modules_play(site: Site, market: Marketplace) -> None:
         **common,
     }
     absent = {"path": str(site.path), "state": "absent"}
+    disk = site.descriptor.with_name("debian-12-1.qcow2")
     info, policy = f"{metadata}_info", "cloudimg.factory.image_policy"
     tasks: list[dict[str, t.Any]] = [
         {**endorse, "register": "first"},
         {**endorse, "register": "second"},
         {"name": "read", info: listing, "register": "found"},
         {"name": "judge", policy: allow},
+        {"name": "judge the disk", policy: {**allow, "file": str(disk), "warn_days": 40000}},
+        {"name": "judge another", policy: {**allow, "file": str(site.descriptor)}, "ignore_errors": True},
         {"name": "retire", metadata: retire},
         {"name": "read the file", info: {"paths": [str(site.path)]}, "register": "found"},
         {"name": "judge the file", policy: {"images": "{{ found.entries }}"}, "ignore_errors": True},
@@ -552,9 +555,10 @@ def test_modules_play(site: Site, market: Marketplace) -> None:
     ]
     done = play(site, tasks, "--diff", "-vvv")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "changed=3 " in done.stdout and "ignored=3 " in done.stdout and "first=True second=False" in done.stdout
+    assert "changed=3 " in done.stdout and "ignored=4 " in done.stdout and "first=True second=False" in done.stdout
     assert '+    "title": "Debian 12"' in done.stdout and '+    "deprecated": "old"' in done.stdout
-    assert '"accepted": true' in done.stdout
+    assert '"accepted": true' in done.stdout and "the file has none of its checksums" in done.stdout
+    assert "its time ends at 2099-01-01T00:00:00Z" in done.stdout
     assert "its signature was held against no authority" in done.stdout and "it is deprecated: old" in done.stdout
     assert "cannot be decrypted: the passphrase is wrong" in done.stdout
     assert "marketplace: keeps its entries for ever; leave it out" in done.stdout

@@ -531,6 +531,7 @@ def test_modules_play(site: Site, market: Marketplace) -> None:
     assert told.returncode == 0 and "changed=1" in told.stdout and not market.entries and not site.path.exists()
     listing = {"marketplace": market.url, "paths": [str(site.path)], "ca_directory": str(site.grid.anchors)}
     allow = {"images": "{{ found.entries }}", "allow": {"endorsers": ["locked@example.org"]}}
+    first = {**allow, "images": "{{ found.entries[:1] }}"}
     retire = {
         **{"state": "deprecated", "identifier": "{{ found.entries[0].identifier }}", "reason": "old"},
         **common,
@@ -543,8 +544,8 @@ def test_modules_play(site: Site, market: Marketplace) -> None:
         {**endorse, "register": "second"},
         {"name": "read", info: listing, "register": "found"},
         {"name": "judge", policy: allow},
-        {"name": "judge the disk", policy: {**allow, "file": str(disk), "warn_days": 40000}},
-        {"name": "judge another", policy: {**allow, "file": str(site.descriptor)}, "ignore_errors": True},
+        {"name": "judge the disk", policy: {**first, "file": str(disk), "warn_days": 40000}},
+        {"name": "judge another", policy: {**first, "file": str(site.descriptor)}, "ignore_errors": True},
         {"name": "retire", metadata: retire},
         {"name": "read the file", info: {"paths": [str(site.path)]}, "register": "found"},
         {"name": "judge the file", policy: {"images": "{{ found.entries }}"}, "ignore_errors": True},

@@ -342,7 +342,11 @@ def test_bad_options(site: Site, market: Marketplace) -> None:
     site.path.parent.mkdir()
     site.path.write_text("my diary", encoding="utf-8")
     refuses(site, market, r"debian-12\.xml: path: is no metadata of an image; name another file")
+    with pytest.raises(FactoryError, match=r"debian-12\.xml: path: is no metadata of an image; name another file"):
+        _stratuslab.absent(site.path, check_mode=False)
     assert site.path.read_text(encoding="utf-8") == "my diary"
+    with pytest.raises(FactoryError, match=r"identifier: cannot be '\.\./x'; give the 27 characters of one"):
+        site.deprecate("x", identifier="../x")
 
 
 # Who else signs

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _state, _verdict
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor import Descriptor
+from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import must_match, plain
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import (
     Digester,
     cached_digests,
@@ -76,17 +77,17 @@ class Catalogue:
         if self.check_mode and not descriptor_path.exists():
             return Result(True, [f"{descriptor_path}: the stage before would make it, then it is published"])
         build = _descriptor.load(descriptor_path)
-        with self._hold(build.image, make=True), self._change(build.image) as (entry, result):
+        with self.hold(build.image, make=True), self.change(build.image) as (entry, result):
             entry.update(identifier=build.identifier, title=build.title)
-            known = _version(entry, build.version)
+            known = find_version(entry, build.version)
             if known is None or known["state"] == "removed":
                 _must_be_new(self.path, entry, build)
-                _must_be_alive(descriptor_path, build)
+                _must_be_alive(descriptor_path, build.expires)
                 build = self._judged(descriptor_path, build, assess_override, {})
                 result.act(f"{build.image} {build.version}: is not published yet")
                 self._place(descriptor_path, build, link=link)
                 entry["versions"].append(self._record(descriptor_path, build))
-                self._remember(entry, "published", build.version, _exception(build))
+                self.remember(entry, "published", build.version, _exception(build))
             else:
                 if _sums(self._record(descriptor_path, build)) != _sums(known):
                     raise FactoryError(
@@ -95,6 +96,8 @@ class Catalogue:
                         key=build.image,
                         mend="raise image_version and build again",
                     )
+                if state_of(known) == "expired":
+                    _must_be_alive(self.path, known["expires"], f"{build.image} {build.version}")
                 build = self._judged(descriptor_path, build, assess_override, known)
                 self._renew(descriptor_path, build, entry, known, result, link=link)
             result.image = build.document()
@@ -102,32 +105,38 @@ class Catalogue:
 
     def deprecate(self, image: str, version: str, reason: str) -> Result:
         """Have a version in the state «deprecated»: its files stay, the index says that it should not be used."""
-        with self._hold(image), self._change(image) as (entry, result):
-            known = _version(entry, version)
-            if known is None or known["state"] == "removed":
-                gone = "has been removed" if known else "was never published"
-                raise FactoryError(
-                    f"version {version} {gone}",
-                    where=str(self.path),
-                    key=image,
-                    mend="ask cloudimg.factory.image_catalogue_info for what there is",
-                )
+        with self.hold(image), self.change(image) as (entry, result):
+            known = self._offered(entry, image, version)
             if known["state"] != "deprecated":
                 result.act(f"{image} {version}: is {known['state']}, shall be deprecated")
                 known["state"] = "deprecated"
-                self._remember(entry, "deprecated", version, reason)
+                self.remember(entry, "deprecated", version, reason)
+        return result
+
+    def expire(self, image: str, version: str, reason: str) -> Result:
+        """Have the time of a version ended, now at the latest; its files stay."""
+        with self.hold(image), self.change(image) as (entry, result):
+            known = self._offered(entry, image, version)
+            if known["state"] != "expired":
+                if state_of(known) == "expired":
+                    reason = f"its time ended at {known['expires']}"
+                else:
+                    known["expires"] = _descriptor.now()
+                result.act(f"{image} {version}: is {known['state']}, shall be expired")
+                known["state"] = "expired"
+                self.remember(entry, "expired", version, reason)
         return result
 
     def remove(self, image: str, version: str, reason: str) -> Result:
         """Have no files of a version; what it was stays in the index."""
         folder = self._folder(image, version)
-        with self._hold(image):
-            with self._change(image) as (entry, result):
-                known = _version(entry, version)
+        with self.hold(image):
+            with self.change(image) as (entry, result):
+                known = find_version(entry, version)
                 if known and known["state"] != "removed":
                     result.act(f"{image} {version}: is {known['state']}, shall be removed")
                     known["state"] = "removed"
-                    self._remember(entry, "removed", version, reason)
+                    self.remember(entry, "removed", version, reason)
                 elif folder.exists():
                     result.act(f"{image} {version}: files are left of what the index does not offer")
             if result.changed and not self.check_mode and folder.exists():
@@ -148,11 +157,24 @@ class Catalogue:
             entry["latest"] = max(offered, key=version_key, default=None)
         return images
 
+    def _offered(self, entry: t.Mapping[str, t.Any], image: str, version: str) -> dict[str, t.Any]:
+        """The record of a version whose files are there."""
+        known = find_version(entry, version)
+        if known is None or known["state"] == "removed":
+            gone = "has been removed" if known else "was never published"
+            raise FactoryError(
+                f"version {version} {gone}",
+                where=str(self.path),
+                key=image,
+                mend="ask cloudimg.factory.image_catalogue_info for what there is",
+            )
+        return known
+
     def _folder(self, image: str, version: str) -> Path:
         return self.directory / _state.check_image_name(image) / _state.check_version(version)
 
     @contextlib.contextmanager
-    def _hold(self, image: str, *, make: bool = False) -> t.Iterator[None]:
+    def hold(self, image: str, *, make: bool = False) -> t.Iterator[None]:
         """Keep others from changing the catalogue meanwhile."""
         _state.check_image_name(image)
         if self.check_mode or not (make or self.directory.is_dir()):
@@ -163,7 +185,7 @@ class Catalogue:
             yield
 
     @contextlib.contextmanager
-    def _change(self, image: str) -> t.Iterator[tuple[dict[str, t.Any], Result]]:
+    def change(self, image: str) -> t.Iterator[tuple[dict[str, t.Any], Result]]:
         """Give the image's entry to change, and write the index when something was changed."""
         result = Result(extra={"catalogue": str(self.path)})
         index = self.read()
@@ -182,11 +204,15 @@ class Catalogue:
             for version in entry["versions"]:
                 if state_of(version) != version["state"]:
                     version["state"] = "expired"
-                    self._remember(entry, "expired", version["version"], f"its time ended at {version['expires']}")
+                    self.remember(entry, "expired", version["version"], f"its time ended at {version['expires']}")
 
-    def _remember(self, entry: dict[str, t.Any], action: str, version: str, reason: str | None) -> None:
+    def remember(
+        self, entry: dict[str, t.Any], action: str, version: str, reason: str | None, catalogue: str | None = None
+    ) -> None:
+        """Add an event to an image's history; ``catalogue`` is another one in which it happened."""
         event = {"time": _descriptor.now(), "action": action, "version": version, "who": self.who}
-        entry["history"].append({**event, "reason": reason} if reason else event)
+        more = {"catalogue": catalogue, "reason": reason}
+        entry["history"].append({**event, **{key: value for key, value in more.items() if value}})
 
     def _judged(self, descriptor_path: Path, build: Descriptor, reason: str | None, known: _Entry) -> Descriptor:
         """The build with what is known of its verdict; raises FactoryError where it has not passed, and for no reason."""
@@ -225,20 +251,20 @@ class Catalogue:
         """The same build as a version that the catalogue has already."""
         name = f"{build.image} {build.version}"
         record = self._record(descriptor_path, build)
-        record["published"] = known["published"]
+        record.update({key: known[key] for key in ("published", "publications") if key in known})
         folder = self._folder(build.image, build.version)
         damage = _damage(folder, build)
         if damage:
             result.act(f"{name}: {damage}")
-            self._remember(entry, "repaired", build.version, damage)
+            self.remember(entry, "repaired", build.version, damage)
         elif (folder / _descriptor.FILE).read_bytes() != build.dump().encode("utf-8"):
             result.act(f"{name}: descriptor differs")
-            self._remember(entry, "updated", build.version, "its descriptor was changed")
+            self.remember(entry, "updated", build.version, "its descriptor was changed")
         if result.changed:
             self._place(descriptor_path, build, link=link)
         if known["state"] == "deprecated":
             result.act(f"{name}: is deprecated, shall be published")
-            self._remember(entry, "published", build.version, "it was deprecated before")
+            self.remember(entry, "published", build.version, "it was deprecated before")
         else:
             record["state"] = known["state"]
         known.clear()
@@ -248,16 +274,16 @@ class Catalogue:
         """Put a build's files into the catalogue, as one directory, once they are what the descriptor says."""
         sums = {artifact.path: artifact.checksums for artifact in build.artifacts}
         names = [*build.files(), *(name for name in BESIDE.values() if (descriptor_path.parent / name).exists())]
-        sources = [_plain(descriptor_path.parent / name) for name in names]
+        sources = [plain(descriptor_path.parent / name) for name in names]
         if self.check_mode:
             for source in sources:
-                _must_match(source, sums.get(source.name), file_digests(source))
+                must_match(source, sums.get(source.name), file_digests(source))
             return
         final = self._folder(build.image, build.version)
         with _state.partial(final) as folder:
             folder.mkdir()
             for source in sources:
-                _must_match(source, sums.get(source.name), _transfer(source, folder / source.name, link=link))
+                must_match(source, sums.get(source.name), _transfer(source, folder / source.name, link=link))
             _state.write_text(folder / _descriptor.FILE, build.dump())
         for name, digests in sums.items():
             remember_digests(final / name, digests)
@@ -269,7 +295,8 @@ def state_of(version: t.Mapping[str, t.Any]) -> str:
     return "expired" if over and version["state"] in ("published", "deprecated") else str(version["state"])
 
 
-def _version(entry: t.Mapping[str, t.Any], version: str) -> dict[str, t.Any] | None:
+def find_version(entry: t.Mapping[str, t.Any], version: str) -> dict[str, t.Any] | None:
+    """The record of a version in an image's entry; None where it was never published."""
     return next((known for known in entry["versions"] if known["version"] == version), None)
 
 
@@ -280,7 +307,9 @@ def _sums(record: t.Mapping[str, t.Any]) -> dict[str, str]:
 def _must_be_new(where: Path, entry: t.Mapping[str, t.Any], build: Descriptor) -> None:
     newest = max((known["version"] for known in entry["versions"]), key=version_key, default=None)
     if newest is not None and version_key(build.version) <= version_key(newest):
-        again = "was published before, and removed" if _version(entry, build.version) else f"is not newer than {newest}"
+        again = (
+            "was published before, and removed" if find_version(entry, build.version) else f"is not newer than {newest}"
+        )
         raise FactoryError(
             f"version {build.version} {again}",
             where=str(where),
@@ -289,11 +318,11 @@ def _must_be_new(where: Path, entry: t.Mapping[str, t.Any], build: Descriptor) -
         )
 
 
-def _must_be_alive(descriptor_path: Path, build: Descriptor) -> None:
-    if build.expires and build.expires <= _descriptor.now():
+def _must_be_alive(where: Path, expires: str | None, version: str = "") -> None:
+    if expires and expires <= _descriptor.now():
         raise FactoryError(
-            f"its time ended at {build.expires}",
-            where=str(descriptor_path),
+            f"{version}: its time ended at {expires}".removeprefix(": "),
+            where=str(where),
             key="expires",
             mend="build the image again",
         )
@@ -315,25 +344,6 @@ def _damage(folder: Path, build: Descriptor) -> str | None:
         if path.stat().st_size != artifact.size or cached_digests(path) != artifact.checksums:
             return f"{artifact.path} was changed in the catalogue"
     return None
-
-
-def _plain(path: Path) -> Path:
-    if not path.is_file() or path.is_symlink():
-        raise FactoryError(
-            "is missing, or no plain file", where=str(path), mend="run the export stage again, which makes it"
-        )
-    return path
-
-
-def _must_match(source: Path, wanted: t.Mapping[str, str] | None, found: t.Mapping[str, str]) -> None:
-    wrong = next((name for name in sorted(wanted or {}) if wanted and found[name] != wanted[name]), None)
-    if wanted and wrong:
-        raise FactoryError(
-            f"was changed after its export: {wrong} is {found[wrong][:16]}…, not {wanted[wrong][:16]}…",
-            where=str(source),
-            key="artifacts",
-            mend="run the export stage again, then assess it",
-        )
 
 
 def _transfer(source: Path, target: Path, *, link: bool) -> dict[str, str]:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -91,11 +92,18 @@ def remember_digests(path: Path, digests: t.Mapping[str, str]) -> None:
 
 
 def cached_digests(path: Path, algorithms: t.Sequence[str] = ALGORITHMS) -> dict[str, str]:
-    """Like :func:`file_digests`, without the read where the sidecar still describes the file."""
+    """Like :func:`file_digests`, without the read where the sidecar still describes the file.
+
+    Where this user must not write beside the file, there is no sidecar, and the file is read each time.
+    """
     known = _from_sidecar(path)
     if not set(algorithms) <= set(known):
         known = file_digests(path, sorted(set(algorithms) | set(known)))
-        remember_digests(path, known)
+        try:
+            remember_digests(path, known)
+        except OSError as exc:
+            if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
     return {name: known[name] for name in algorithms}
 
 

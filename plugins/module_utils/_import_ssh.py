@@ -23,13 +23,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._state import exp
 
 _OWN = 255  # ssh's own errors, as against those of the command (ssh(1), EXIT STATUS)
 _SHORT = 60.0
-_LASTING = {
-    "Host key verification failed": "add the host's key to known_hosts, once it is confirmed to be that host's",
-    "REMOTE HOST IDENTIFICATION HAS CHANGED": "find out why its host key has changed, then correct known_hosts",
-    "Permission denied": "let this user log in there by a key without a passphrase, or by an agent",
-    "Could not resolve hostname": "check the name of the host",
-    "not accessible": "check the path of the key",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +42,7 @@ class Remote:
 
     def argv(self, *command: str) -> list[str]:
         """The command line that runs a command there; the host's key has to be known."""
-        options = {
-            "BatchMode": "yes",
-            "ConnectTimeout": "30",
-            "LogLevel": "ERROR",
-            "ServerAliveCountMax": "4",
-            "ServerAliveInterval": "15",
-            "StrictHostKeyChecking": "yes",
-        }
-        if self.known_hosts:
-            options.update(UserKnownHostsFile=_ssh.quoted(self.known_hosts), GlobalKnownHostsFile="/dev/null")
-        if self.identity:
-            options.update(IdentityFile=_ssh.quoted(self.identity), IdentitiesOnly="yes")
-        words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        words = _ssh.confirmed(self.identity, self.known_hosts)
         # What comes to the shell there is quoted; sbin is not in everybody's PATH.
         line = "PATH=$PATH:/usr/sbin:/sbin " + shlex.join([*(["sudo", "-n"] if self.sudo else []), *command])
         return ["ssh", "-T", *words, "-p", str(self.port), "-l", self.user, "--", self.host, line]
@@ -165,7 +146,7 @@ class Reader:
         return answer
 
     def _lasting(self, said: str) -> None:
-        for sign, mend in _LASTING.items():
+        for sign, mend in _ssh.LASTING.items():
             if sign in said:
                 raise FactoryError(said, where=str(self._remote), key=self._key, mend=mend)
 

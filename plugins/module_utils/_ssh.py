@@ -23,6 +23,14 @@ Tick = t.Callable[[], None]
 """Called about once a second while waiting; what it raises ends the wait."""
 
 _DENIED = re.compile(r"Permission denied \(([a-z,-]*)\)")
+LASTING = {
+    "Host key verification failed": "add the host's key to known_hosts, once it is confirmed to be that host's",
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": "find out why its host key has changed, then correct known_hosts",
+    "Permission denied": "let this user log in there by a key without a passphrase, or by an agent",
+    "Could not resolve hostname": "check the name of the host",
+    "not accessible": "check the path of the key",
+}
+"""What ssh says when trying again is no use, and the mend."""
 _CONNECT = 60
 """Seconds for the key exchange: an emulated guest that is busy booting may need most of them."""
 
@@ -57,6 +65,23 @@ class Access:
         pairs = {**self.options(), "IdentityFile": quoted(self.key), **options}
         words = [word for name, value in sorted(pairs.items()) for word in ("-o", f"{name}={value}")]
         return ["ssh", "-F", "none", "-T", *words, "-p", str(self.port), "-l", self.user, self.host, command]
+
+
+def confirmed(identity: Path | None, known_hosts: Path | None) -> list[str]:
+    """The words for ssh's command line by which only a host is believed whose key is known already, and nothing is asked."""
+    options = {
+        "BatchMode": "yes",
+        "ConnectTimeout": "30",
+        "LogLevel": "ERROR",
+        "ServerAliveCountMax": "4",
+        "ServerAliveInterval": "15",
+        "StrictHostKeyChecking": "yes",
+    }
+    if known_hosts:
+        options.update(UserKnownHostsFile=quoted(known_hosts), GlobalKnownHostsFile="/dev/null")
+    if identity:
+        options.update(IdentityFile=quoted(identity), IdentitiesOnly="yes")
+    return [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
 
 
 def quoted(path: Path) -> str:

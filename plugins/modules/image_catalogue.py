@@ -41,9 +41,10 @@ options:
     description:
       - V(present) has the build of O(descriptor) published.
       - V(deprecated) says in the index that O(version) should not be used any more; its files stay.
+      - V(expired) ends the time of O(version) now, unless it has ended before; its files stay.
       - V(absent) removes the files of O(version); what it was stays in the index.
     type: str
-    choices: [present, deprecated, absent]
+    choices: [present, deprecated, expired, absent]
     default: present
   descriptor:
     description: Path of the C(descriptor.json) of the build; needed for O(state=present).
@@ -143,7 +144,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._module import Re
 
 SPEC: dict[str, t.Any] = {
     "directory": {"type": "path", "required": True},
-    "state": {"type": "str", "choices": ["present", "deprecated", "absent"], "default": "present"},
+    "state": {"type": "str", "choices": ["present", "deprecated", "expired", "absent"], "default": "present"},
     "descriptor": {"type": "path"},
     "image": {"type": "str"},
     "version": {"type": "str"},
@@ -153,7 +154,10 @@ SPEC: dict[str, t.Any] = {
     "who": {"type": "str"},
 }
 RETIRING = ("image", "version", "reason")
-REQUIRED = [("state", "present", ("descriptor",)), *[("state", state, RETIRING) for state in ("deprecated", "absent")]]
+REQUIRED = [
+    ("state", "present", ("descriptor",)),
+    *[("state", state, RETIRING) for state in ("deprecated", "expired", "absent")],
+]
 
 
 def work(module: AnsibleModule) -> Result:
@@ -169,8 +173,8 @@ def work(module: AnsibleModule) -> Result:
         )
     if not options["reason"].strip():
         raise FactoryError("must not be empty", key="reason", mend="say why the version is retired")
-    retire = catalogue.deprecate if options["state"] == "deprecated" else catalogue.remove
-    return retire(*(options[name] for name in RETIRING))
+    ways = {"deprecated": catalogue.deprecate, "expired": catalogue.expire, "absent": catalogue.remove}
+    return ways[options["state"]](*(options[name] for name in RETIRING))
 
 
 def main() -> None:

@@ -204,3 +204,33 @@ def test_job_ends_when_its_playbook_is_killed(play: Play, sig: signal.Signals) -
         os.utime(path, (0, 0))
     assert play.run(seconds=0.1).rc == 0
     assert play.left() == []
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_module_with_secrets_runs_in_the_foreground(play: Play, elsewhere: bool) -> None:
+    if elsewhere:
+        if os.geteuid():
+            pytest.skip("needs root")
+        play.variables |= {"ansible_become": True, **{f"ansible_{key}": value for key, value in NOBODY.items()}}
+    play.variables["ansible_pipelining"] = True
+    task = {"name": "Work", "private_job": {"seconds": 4, "console": "sending", "secret": "swordfish"}}
+    show = {"hosts": "all", "gather_facts": False, "vars": play.variables, "tasks": [task]}
+    (play.folder / "play.yml").write_text(yaml.safe_dump([show]), encoding="utf-8")
+    run = ansible_runner.run(
+        private_data_dir=str(play.folder / "runner"),
+        playbook=str(play.folder / "play.yml"),
+        inventory={"all": {"hosts": {play.host: {}}}},
+        envvars=ENVIRONMENT,
+        cmdline="-vvv",
+        quiet=True,
+    )
+    out = run.stdout.read()
+    assert run.rc == 0, out
+    shown = [line for line in out.splitlines() if line.startswith("[debian-12] private_job 00:0")]
+    assert result(run)["job"] is not elsewhere
+    assert bool(shown) is not elsewhere
+    assert elsewhere or shown[-1].endswith("  waiting  | disk 432 MiB | console: sending")
+    assert "swordfish" not in out
+    assert "_job" not in str(result(run).get("invocation"))
+    assert play.left() == []
+    assert not list(Path("~/.ansible/tmp").expanduser().glob("cloudimg-*.json*"))

@@ -423,3 +423,36 @@ def test_killed_publication_leaves_nothing_for_long(tmp_path: Path, catalogue: C
     assert not half.exists()
     assert (catalogue.directory / "debian-12/1/debian-12-1.qcow2").read_bytes() == b"disk"
     assert _catalogue.state_of(entry(catalogue)["versions"][0]) == "published"
+
+
+def test_expire(tmp_path: Path, catalogue: Catalogue) -> None:
+    descriptor = make_build(tmp_path)
+    catalogue.publish(descriptor)
+    catalogue_file = catalogue.directory / "debian-12/1/debian-12-1.qcow2"
+    assert Catalogue(catalogue.directory, "bob", True).expire("debian-12", "1", "found wanting").changed
+    assert entry(catalogue)["versions"][0]["state"] == "published"
+    assert catalogue.expire("debian-12", "1", "found wanting").changed
+    assert not catalogue.expire("debian-12", "1", "found wanting").changed
+    (known,) = entry(catalogue)["versions"]
+    assert known["state"] == "expired" and known["expires"] <= _descriptor.now()
+    assert catalogue_file.exists()
+    assert entry(catalogue)["history"][-1]["reason"] == "found wanting"
+    before = catalogue.path.read_bytes()
+    with pytest.raises(FactoryError, match=r"expires: debian-12 1: its time ended at .*; build the image again"):
+        catalogue.publish(descriptor)
+    with pytest.raises(FactoryError, match=r"debian-12: version 7 was never published"):
+        catalogue.expire("debian-12", "7", "found wanting")
+    assert catalogue.path.read_bytes() == before
+
+
+def test_publishing_again_keeps_what_is_known_of_other_catalogues(tmp_path: Path, catalogue: Catalogue) -> None:
+    descriptor = make_build(tmp_path)
+    catalogue.publish(descriptor)
+    index = json.loads(catalogue.path.read_text(encoding="utf-8"))
+    about = {"hepix": {"state": "published", "at": "2025-01-31T12:00:00Z", "list": "x"}}
+    index["images"]["debian-12"]["versions"][0]["publications"] = about
+    write_json(catalogue.path, index)
+    assert not catalogue.publish(descriptor).changed
+    (catalogue.directory / "debian-12/1/debian-12-1.qcow2").unlink()
+    assert catalogue.publish(descriptor).changed
+    assert entry(catalogue)["versions"][0]["publications"] == about

@@ -222,7 +222,7 @@ confirmation:
 path:
   description: The signed file.
   returned: success, unless O(state=absent)
-  type: path
+  type: str
   sample: /srv/cloudimg/endorsed/debian-12-202501311200.xml
 image:
   description: The descriptor of the build.

@@ -13,10 +13,12 @@ requests. How files get there is a :class:`Store`, one a protocol (C(_serve_<pro
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import io
 import re
+import time
 import typing as t
 from pathlib import Path, PurePosixPath
 
@@ -31,9 +33,13 @@ LARGEST_LIST = 64 << 20
 """Bytes of the longest list that is compared with the one that is served."""
 _NAME = re.compile(r"[A-Za-z0-9_+~@=,-][A-Za-z0-9._+~@=,-]*")
 _LOCK_WAIT = 900.0
+DELAYS = (1.0, 4.0)
+"""Seconds before each new attempt of what the network has cut short."""
 AGAIN = "check the network and that server, then run this again"
 
-__all__ = ["AGAIN", "Content", "Interrupted", "Place", "Store"]
+_T = t.TypeVar("_T")
+
+__all__ = ["AGAIN", "Content", "Interrupted", "Place", "Store", "persist"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +100,18 @@ class Store(abc.ABC):
     def at(self, name: str) -> str:
         """What messages call a file."""
         return f"{self.where.rstrip('/')}/{name}"
+
+
+def persist(attempt: t.Callable[[], _T], progress: Progress) -> _T:
+    """Repeat what raises Interrupted, a few times; for what may be done twice."""
+    for delay in DELAYS:
+        with contextlib.suppress(Interrupted):
+            return attempt()
+        end = time.monotonic() + delay
+        while time.monotonic() < end:
+            progress.report()
+            time.sleep(0.1)
+    return attempt()
 
 
 def check_name(name: str, key: str) -> str:

@@ -310,7 +310,7 @@ def assert_never_half(far: t.Any, kind: str, listed: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "rsync+ssh" else kind for kind in NETWORK]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("rsync+ssh", "s3") else kind for kind in NETWORK]
 )
 def test_network_cut_at_each_connection(
     request: pytest.FixtureRequest, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +336,9 @@ def test_network_cut_at_each_connection(
                 root.mkdir()
                 far = make_far(request, kind, root)
                 proxy.again(Cut(number, **place))
-                said = failure(lambda: upload(through(far, proxy, home), descriptor, listed))  # noqa: B023
+                with monkeypatch.context() as patience:
+                    patience.setattr(_serve, "DELAYS", ())
+                    said = failure(lambda: upload(through(far, proxy, home), descriptor, listed))  # noqa: B023
                 failed += bool(said)
                 assert PASSWORD not in said and KEYS["secret_key"] not in said
                 assert len(said.splitlines()) <= 1
@@ -363,3 +365,13 @@ def leftovers(far: t.Any) -> list[str]:
     if isinstance(far, Bucket):
         return [row["Key"] for row in far.client().list_multipart_uploads(Bucket=far.name).get("Uploads", [])]
     return [str(path) for path in far.root.rglob(".partial-*")]
+
+
+@pytest.mark.parametrize("kind", ["sftp", "rsync+ssh"])
+def test_one_broken_connection_is_got_over(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
+    descriptor = make_build(tmp_path / "build")
+    far = make_far(request, kind, tmp_path)
+    with DroppingProxy(far.port) as proxy:
+        proxy.again(Cut(0, reply=100), Cut(1, request=200))
+        upload(through(far, proxy, request.getfixturevalue("sshd").home), descriptor)
+    assert far.files() == wanted(DISK)

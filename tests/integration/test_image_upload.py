@@ -284,6 +284,26 @@ def test_nothing_is_sent_of_what_is_not_as_the_descriptor_says(far: t.Any, tmp_p
         upload(far, descriptor)
 
 
+def test_a_disk_that_changes_while_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = make_build(tmp_path / "build")
+    far = Tree(str(tmp_path / "served"), tmp_path / "served")
+    open_content = _serve.Content.open
+
+    def meddling(content: _serve.Content) -> t.BinaryIO:
+        if content.path:
+            content.path.write_bytes(DISK[:-1] + b"?")
+        return open_content(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_serve.Content, "open", meddling)
+        with pytest.raises(FactoryError, match=r"debian-12-1.qcow2: artifacts: was changed after its export"):
+            upload(far, descriptor)
+    assert f"{NAME}.sha256" not in far.files()
+    (tmp_path / "build/debian-12-1.qcow2").write_bytes(DISK)
+    upload(far, descriptor)
+    assert far.files() == wanted(DISK)
+
+
 def through(far: t.Any, proxy: DroppingProxy, sshd_home: Path | None) -> t.Any:
     """The same place, at the other end of a wire."""
     if isinstance(far, Bucket):

@@ -162,7 +162,12 @@ class Place:
                 self.store.remove(name + SIDECAR)
             self.progress.phase(f"send {PurePosixPath(name).name}")
             self._put(name, content)
-            settled()
+            try:
+                settled()
+            except FactoryError:
+                with contextlib.suppress(FactoryError):
+                    self.store.remove(name)  # it would be taken for what it should have been
+                raise
         self._put(name + SIDECAR, sidecar)
 
     def put_list(self, name: str, path: Path) -> None:

@@ -143,8 +143,11 @@ class Place:
         """Under which URL readers get a file."""
         return f"{self.public}/{name}" if self.public else None
 
-    def put_artifact(self, name: str, content: Content) -> None:
-        """Have an artifact there, whole, and its checksum beside it."""
+    def put_artifact(self, name: str, content: Content, settled: t.Callable[[], object] = lambda: None) -> None:
+        """Have an artifact there, whole, and its checksum beside it.
+
+        :param settled: called between these two; raises FactoryError where what was sent has changed meanwhile.
+        """
         sidecar = Content.of(f"{content.sha256}  {PurePosixPath(name).name}\n".encode("ascii"))
         beside = self.store.read(name + SIDECAR, 1024)
         reason = self._differs(name, content, beside)
@@ -159,6 +162,12 @@ class Place:
                 self.store.remove(name + SIDECAR)
             self.progress.phase(f"send {PurePosixPath(name).name}")
             self._put(name, content)
+            try:
+                settled()
+            except FactoryError:
+                with contextlib.suppress(FactoryError):
+                    self.store.remove(name)  # it would be taken for what it should have been
+                raise
         self._put(name + SIDECAR, sidecar)
 
     def put_list(self, name: str, path: Path) -> None:

@@ -284,6 +284,29 @@ def test_nothing_is_sent_of_what_is_not_as_the_descriptor_says(far: t.Any, tmp_p
         upload(far, descriptor)
 
 
+@pytest.mark.parametrize("kind", ["directory", "dav", "s3"])
+def test_a_disk_that_changes_while_it_is_sent(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = make_build(tmp_path / "build")
+    far = make_far(request, kind, tmp_path)
+    put = _serve.Place._put
+
+    def meddling(place: _serve.Place, name: str, content: _serve.Content) -> None:
+        if content.path:
+            content.path.write_bytes(DISK[:-1] + b"?")
+        put(place, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_serve.Place, "_put", meddling)
+        with pytest.raises(FactoryError, match=r"debian-12-1.qcow2: artifacts: was changed after its export"):
+            upload(far, descriptor)
+    assert far.files() == {}
+    (tmp_path / "build/debian-12-1.qcow2").write_bytes(DISK)
+    upload(far, descriptor)
+    assert far.files() == wanted(DISK)
+
+
 def through(far: t.Any, proxy: DroppingProxy, sshd_home: Path | None) -> t.Any:
     """The same place, at the other end of a wire."""
     if isinstance(far, Bucket):

@@ -128,7 +128,7 @@ class Catalogue:
         return result
 
     def remove(self, image: str, version: str, reason: str) -> Result:
-        """Have no files of a version; what it was stays in the index."""
+        """Have no artifacts of a version; what it was stays in the index, and its papers beside it."""
         folder = self._folder(image, version)
         with self.hold(image):
             with self.change(image) as (entry, result):
@@ -137,12 +137,15 @@ class Catalogue:
                     result.act(f"{image} {version}: is {known['state']}, shall be removed")
                     known["state"] = "removed"
                     self.remember(entry, "removed", version, reason)
-                elif folder.exists():
+                elif _left(folder, known):
                     result.act(f"{image} {version}: files are left of what the index does not offer")
-            if result.changed and not self.check_mode and folder.exists():
+            if result.changed and not self.check_mode:
                 # After the index, which offers them no longer. When this is cut short, the next run ends it.
                 with _state.explain_os_errors(folder):
-                    shutil.rmtree(folder)
+                    for path in _left(folder, known):
+                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                    if known is None and folder.exists():
+                        folder.rmdir()
         return result
 
     def listing(self, image: str | None = None) -> dict[str, t.Any]:
@@ -298,6 +301,13 @@ def state_of(version: t.Mapping[str, t.Any]) -> str:
 def find_version(entry: t.Mapping[str, t.Any], version: str) -> dict[str, t.Any] | None:
     """The record of a version in an image's entry; None where it was never published."""
     return next((known for known in entry["versions"] if known["version"] == version), None)
+
+
+def _left(folder: Path, known: t.Mapping[str, t.Any] | None) -> list[Path]:
+    """What is in the folder of a removed version besides its papers; all, where it was never published."""
+    papers = [known[key] for key in ("descriptor", "packages", *BESIDE) if key in known] if known else []
+    names = {path.rpartition("/")[2] for path in papers}
+    return sorted(path for path in folder.iterdir() if path.name not in names) if folder.is_dir() else []
 
 
 def _sums(record: t.Mapping[str, t.Any]) -> dict[str, str]:

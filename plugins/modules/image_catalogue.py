@@ -42,7 +42,8 @@ options:
       - V(present) has the build of O(descriptor) published.
       - V(deprecated) says in the index that O(version) should not be used any more; its files stay.
       - V(expired) ends the time of O(version) now, unless it has ended before; its files stay.
-      - V(absent) removes the files of O(version); what it was stays in the index.
+      - V(absent) removes the artifacts of O(version); what it was stays in the index, and its descriptor, list of packages,
+        assessment and report stay beside it.
     type: str
     choices: [present, deprecated, expired, absent]
     default: present

@@ -21,6 +21,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Fa
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import write_json
 
 EXPIRES = "2099-01-01T00:00:00Z"
+PAPERS = ("assess.json", "descriptor.json", "packages.json", "report.html")
 
 
 def make_build(
@@ -317,7 +318,9 @@ def test_remove_keeps_the_history(tmp_path: Path, catalogue: Catalogue) -> None:
     build = make_build(tmp_path)
     catalogue.publish(build)
     assert catalogue.remove("debian-12", "1", "leaked a key").actions == ["debian-12 1: is published, shall be removed"]
-    assert not (catalogue.directory / "debian-12/1").exists()
+    papers = sorted(path.name for path in (catalogue.directory / "debian-12/1").iterdir())
+    assert papers == sorted(name for name in PAPERS if (build.parent / name).exists())
+    assert {"descriptor.json", "packages.json"} <= set(papers)
     (version,) = entry(catalogue)["versions"]
     assert (version["state"], version["artifacts"][0]["checksums"]["md5"]) == (
         "removed",
@@ -349,7 +352,17 @@ def test_interrupted_removal_is_ended(tmp_path: Path, catalogue: Catalogue) -> N
     index["images"]["debian-12"]["versions"][0]["state"] = "removed"
     write_json(catalogue.path, index)
     assert catalogue.remove("debian-12", "1", "x").changed
-    assert not (catalogue.directory / "debian-12/1").exists()
+    assert not (catalogue.directory / "debian-12/1/debian-12-1.qcow2").exists()
+    assert not catalogue.remove("debian-12", "1", "x").changed
+
+
+def test_what_the_index_never_had_is_removed_whole(tmp_path: Path, catalogue: Catalogue) -> None:
+    catalogue.publish(make_build(tmp_path))
+    stray = catalogue.directory / "debian-12/7"
+    (stray / "sub").mkdir(parents=True)
+    (stray / "sub/descriptor.json").touch()
+    assert catalogue.remove("debian-12", "7", "x").changed
+    assert not stray.exists()
 
 
 def test_expiry(tmp_path: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import re
+import ssl
 import tempfile
 import typing as t
 from pathlib import Path
@@ -158,8 +159,7 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
     if not blocks:
         raise FactoryError("holds no certificate", where=str(path), mend=mend)
     try:
-        found = [x509.load_pem_x509_certificate(block) for block in blocks]
-        return [parse_certificate(one.public_bytes(serialization.Encoding.DER)) for one in found]
+        return [parse_certificate(ssl.PEM_cert_to_DER_cert(block.decode("ascii"))) for block in blocks]
     except ValueError as exc:
         raise FactoryError(f"holds a broken certificate: {exc}", where=str(path), mend=mend) from exc
 
@@ -169,8 +169,8 @@ def parse_certificate(der: bytes) -> x509.Certificate:
 
     :raises ValueError: any of it is broken.
     """
-    found = x509.load_der_x509_certificate(der)
     try:
+        found = x509.load_der_x509_certificate(der)
         for part in (found.subject, found.issuer):
             dn_oneline(part)
         tuple(found.extensions)

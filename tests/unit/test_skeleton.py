@@ -59,7 +59,8 @@ def test_role_has_its_files(role: Path, name: str) -> None:
 
 
 def test_role_defaults_are_the_documented_ones(role: Path) -> None:
-    options = load(role / "meta/argument_specs.yml")["argument_specs"]["main"].get("options", {})
+    entries = load(role / "meta/argument_specs.yml")["argument_specs"].values()
+    options = {name: option for entry in entries for name, option in entry.get("options", {}).items()}
     defaults = load(role / "defaults/main.yml") or {}
     fixed = {name: value for name, value in defaults.items() if "{{" not in str(value)}
     assert fixed == {name: options.get(name, {}).get("default") for name in fixed}

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import ssl
 import subprocess
 import sys
 import typing as t
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _libraries, _x509
@@ -228,6 +231,27 @@ def test_directory_that_is_none(grid: pki.Pki, tmp_path: Path) -> None:
     shutil.copy(grid.endorser.certificate, plain)
     with pytest.raises(FactoryError, match=r"holds no certificates by their hashes .*openssl rehash"):
         _x509.verify_chain([grid.endorser.x509], plain, where="list")
+
+
+@pytest.mark.parametrize("place", ["version", "serial", "time", "key"])
+def test_broken_certificate(grid: pki.Pki, tmp_path: Path, place: str) -> None:
+    der = grid.endorser.x509.public_bytes(serialization.Encoding.DER)
+    at = {
+        "version": der.index(b"\xa0\x03\x02\x01") + 4,
+        "serial": 15,
+        "time": der.index(b"\x17\x0d"),
+        "key": len(der) // 2,
+    }[place]
+    broken = der[:at] + bytes([der[at] ^ 0x27]) + der[at + 1 :]
+    with contextlib.suppress(ValueError):  # what stays a certificate is no longer the one that was signed
+        assert _x509.parse_certificate(broken) != grid.endorser.x509
+    if place == "version":
+        with pytest.raises(ValueError, match="has a certificate that is broken: 37 is not a valid X509 version"):
+            _x509.parse_certificate(broken)
+        path = tmp_path / "cert.pem"
+        path.write_text(ssl.DER_cert_to_PEM_cert(broken))
+        with pytest.raises(FactoryError, match="holds a broken certificate: .*; give a file in PEM"):
+            _x509.read_certificates(path)
 
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:

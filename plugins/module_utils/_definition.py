@@ -32,7 +32,17 @@ Locate = t.Callable[[t.Sequence[str]], t.Optional[str]]
 
 NOT_CONTENT = frozenset(
     f"image_{name}"
-    for name in ("version", "workspace", "builder", "connection", "keep_on_failure", "timeouts", "scripts", "cache_max", "keep")
+    for name in (
+        "version",
+        "workspace",
+        "builder",
+        "connection",
+        "keep_on_failure",
+        "timeouts",
+        "scripts",
+        "cache_max",
+        "keep",
+    )
 )
 """What makes no other image. (Scripts do, but by their content, not by their names.)"""
 
@@ -221,7 +231,9 @@ def _check_rules(definition: dict[str, t.Any], checker: Checker) -> None:
         if seconds < 1:
             checker.refuse(("image_timeouts", key), "is less than 1", "give a number of seconds")
     if definition["image_keep"] is not None and definition["image_keep"] < 1:
-        checker.refuse(("image_keep",), "is less than 1", "keep at least the newest version, or leave it out to keep all")
+        checker.refuse(
+            ("image_keep",), "is less than 1", "keep at least the newest version, or leave it out to keep all"
+        )
     definition["image_catalogues"] = list(dict.fromkeys(definition["image_catalogues"]))
     chosen = definition["image_formats"] = formats(definition["image_formats"], checker, "image_formats")
     if not any((entry if isinstance(entry, str) else entry["format"]) in _formats.BOOTABLE for entry in chosen):

@@ -552,7 +552,7 @@ class OpenNebulaServer:
 
     def _copy(self, path: str, target: Path, sums: dict[str, str]) -> str:
         digests = {name: hashlib.new(name) for name, value in sums.items() if value}
-        source: t.Any = urllib.request.urlopen(path, timeout=10) if path.startswith("http") else Path(path).open("rb")
+        source: t.Any = urllib.request.urlopen(path if path.startswith("http") else Path(path).as_uri(), timeout=10)
         expected = int(source.headers["Content-Length"]) if path.startswith("http") else None
         done = 0
         with source, target.open("wb") as stream:

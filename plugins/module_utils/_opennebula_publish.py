@@ -22,6 +22,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor impor
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import checked
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import restricted
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_boot import Maker, Plan, with_ours
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud import (
     DISABLED,
     ERROR,
@@ -29,88 +30,20 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud
     USED,
     Datastore,
     Image,
-    Thing,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_shelf import (
-    EXPIRED,
     NOT_ATTRIBUTES,
-    Shelf,
     called,
     tags,
     version_of,
 )
-from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_template import Pairs
-from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_transfer import Way
-from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_wait import Waiter
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 FORMATS = ("qcow2", "raw", "vmdk")
 
 
-@dataclasses.dataclass(frozen=True)
-class Disk:
-    """An empty disk of a VM template; ``size`` in MiB."""
-
-    name: str
-    size: int
-    format: str = "raw"
-
-
-@dataclasses.dataclass
-class Wish:
-    """How builds are to be published.
-
-    :param images: text of the template of images, and how messages call it; likewise ``templates``, of VM templates.
-    :param uid: who shall own them (-1: we); ``gid``: which group's they shall be.
-    :param mode: rights of images; ``template_mode`` of VM templates.
-    :param attributes: more attributes of images and VM templates.
-    :param stuck: seconds after which an image that is still LOCKED is taken for one whose transfer died.
-    """
-
-    datastores: t.Sequence[str]
-    way: Way
-    images: tuple[str, str]
-    templates: tuple[str, str]
-    contracts: t.Sequence[str] = ("nifty",)
-    attributes: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
-    context: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
-    disks: t.Sequence[Disk] = ()
-    firmware: str = ""
-    dev_prefix: str = "vd"
-    persistent: bool = False
-    uid: int = -1
-    gid: int = -1
-    mode: str = "640"
-    template_mode: str = "640"
-    format: str | None = None
-    stuck: float = 86400.0
-
-
-@dataclasses.dataclass
-class Plan:
-    """What one build shall be in one datastore."""
-
-    build: Descriptor
-    artifact: Artifact
-    store: Datastore
-    values: dict[str, t.Any]
-    pairs: Pairs
-    image: Image | None = None
-    made: bool = False
-
-    @property
-    def name(self) -> str:
-        return template.plain(self.pairs, "NAME")
-
-
-class Desk:
+class Desk(Maker):
     """Publishes builds."""
-
-    def __init__(self, shelf: Shelf, wish: Wish, waiter: Waiter) -> None:
-        self.shelf = shelf
-        self.cloud = shelf.cloud
-        self.wish = wish
-        self.waiter = waiter
 
     def publish(self, path: Path, build: Descriptor) -> dict[str, t.Any]:
         """Have a build published; returns what finds it there again."""
@@ -123,7 +56,7 @@ class Desk:
         found = {}
         for plan in plans:
             self._polish(plan)
-            switched = self._template(plan)
+            switched = self.have_template(plan)
             for image in self.shelf.images(build.identifier, plan.store):
                 if image is plan.image or version_of(image) == build.version:
                     continue
@@ -176,7 +109,7 @@ class Desk:
         )
         text, where = self.wish.images
         pairs = [pair for pair in template.render(text, values, where) if pair[0] not in ("PATH", "SOURCE")]
-        pairs = _with(pairs, list(self.wish.attributes.items()), tags(build, artifact, self.wish.contracts))
+        pairs = with_ours(pairs, list(self.wish.attributes.items()), tags(build, artifact, self.wish.contracts))
         if not template.plain(pairs, "NAME"):
             raise FactoryError("gives no NAME", where=where, key="NAME", mend="let the template give one")
         return Plan(build, artifact, store, values, pairs, self._known(build, artifact, store))
@@ -213,9 +146,10 @@ class Desk:
                 key="version",
                 mend="raise image_version and build again, or go back by state=rolled_back",
             )
-        current = self._template_of(plan)
+        current = self.template_of(plan)
         if current:
             self.shelf.must_be_unlocked(current)
+        self.must_have_its_name(plan)
         if plan.image is not None:
             return
         owner = self.cloud.me[0]
@@ -285,19 +219,8 @@ class Desk:
         if self.wish.way.verifies:
             pairs.append(("MD5", plan.artifact.checksums["md5"]))
         self.waiter.phase(f"register {plan.name}")
-        plan.image = self.cloud.make_image(pairs, self._about(plan.name, plan.pairs, plan.store), plan.store)
+        plan.image = self.cloud.make_image(pairs, self.about(plan.name, plan.pairs, plan.store), plan.store)
         plan.made = True
-
-    def _about(self, name: str, pairs: Pairs, store: Datastore) -> Image:
-        uid, gid = self.cloud.me
-        attributes = template.merge({}, [pair for pair in pairs if pair[0] not in NOT_ATTRIBUTES])
-        persistent = template.plain(pairs, "PERSISTENT").upper() == "YES"
-        # In check mode, nothing has to be waited for.
-        state = 1 if self.cloud.check_mode else LOCKED
-        return Image(
-            None, uid, gid, name, "600", attributes, state=state, datastore=store.id, persistent=persistent,
-            registered=int(time.time()),
-        )  # fmt: skip
 
     def _wait(self, plans: t.Sequence[Plan]) -> None:
         for plan in plans:
@@ -330,7 +253,7 @@ class Desk:
             result.act(f"{called(image)}: is disabled")
             self.shelf.must_be_unlocked(image)
             self.cloud.enable(image, True)
-        self._same(image, plan.name, [pair for pair in plan.pairs if pair[0] not in NOT_ATTRIBUTES], plan.made)
+        self.same(image, plan.name, [pair for pair in plan.pairs if pair[0] not in NOT_ATTRIBUTES], plan.made)
         persistent = template.plain(plan.pairs, "PERSISTENT").upper() == "YES"
         if image.persistent != persistent:
             if image.used or image.state == USED:
@@ -339,139 +262,4 @@ class Desk:
                 result.act(f"{called(image)}: persistent is {image.persistent}")
                 self.cloud.do(image, "persistent", persistent)
                 image.persistent = persistent
-        self._rights(image, self.wish.mode, plan.made)
-
-    def _same(self, thing: Thing, name: str, pairs: Pairs, made: bool, without: t.Collection[str] = ()) -> None:
-        """Have name and attributes as wished; what else somebody has added stays."""
-        wanted = template.merge({}, pairs)
-        differ = sorted(key for key, value in wanted.items() if thing.attributes.get(key) != value)
-        gone = sorted(set(without) & set(thing.attributes))
-        if (differ or gone or thing.name != name) and not made:
-            changes = [f"{key} differs" for key in differ] + [f"{key} goes" for key in gone]
-            changes += ["its name differs"] if thing.name != name else []
-            self.shelf.must_be_unlocked(thing)
-            self.shelf.result.act(f"{called(thing)}: {', '.join(changes)}")
-        if thing.name != name:
-            self.cloud.rename(thing, name)
-        self.cloud.update(thing, [pair for pair in pairs if pair[0] in differ], without=gone)
-
-    def _rights(self, thing: Thing, mode: str, made: bool) -> None:
-        if thing.mode != mode:
-            if not made:
-                self.shelf.result.act(f"{called(thing)}: its rights are {thing.mode}, not {mode}")
-            self.cloud.chmod(thing, mode)
-        uid = -1 if self.wish.uid in (-1, thing.uid) else self.wish.uid
-        gid = -1 if self.wish.gid in (-1, thing.gid) else self.wish.gid
-        if (uid, gid) != (-1, -1):
-            if not made:
-                self.shelf.result.act(f"{called(thing)}: its owner or group differs")
-            self.cloud.chown(thing, uid, gid)
-
-    def _template_of(self, plan: Plan) -> Thing | None:
-        """The VM template of an image in a datastore; one that NIFTY has made is taken over."""
-        identifier, store = plan.build.identifier, str(plan.store.id)
-        own = [x for x in self.shelf.templates(identifier) if x.attributes.get("CLOUDIMG_DATASTORE") == store]
-        if own:
-            return min(own, key=lambda found: found.id or 0)
-        mine = {self.cloud.me[0], *self.shelf.owners}
-        former = [
-            found
-            for found in self.cloud.templates
-            if found.attributes.get("NIFTY_APPLIANCE_ID") == identifier
-            and "CLOUDIMG_ID" not in found.attributes
-            and found.uid in mine
-        ]
-        if len(former) > 1:
-            former = [found for found in former if found.name.endswith(f"@{plan.store.name}")]
-        return former[0] if len(former) == 1 else None
-
-    def _template(self, plan: Plan) -> Thing:
-        """Have the VM template boot the image."""
-        store, build, image = plan.store, plan.build, plan.image
-        values = {**plan.values, "image_id": _number(image), "image_name": plan.name}
-        values["disks"] = [self._disk(plan, disk) for disk in self.wish.disks]
-        text, where = self.wish.templates
-        pairs = _with(
-            template.render(text, values, where),
-            list(self.wish.attributes.items()),
-            [*tags(build, plan.artifact, self.wish.contracts), ("CLOUDIMG_DATASTORE", str(store.id))],
-        )
-        name = template.plain(pairs, "NAME")
-        if not name:
-            raise FactoryError("gives no NAME", where=where, key="NAME", mend="let the template give one")
-        pairs = [pair for pair in pairs if pair[0] != "NAME"]
-        # So that what a later template does not say any more goes, and what somebody has added stays.
-        managed = ",".join(sorted({key for key, _value in pairs}))
-        pairs.append(("CLOUDIMG_MANAGED", managed))
-        found = self._template_of(plan)
-        if found is None:
-            clash = next((x for x in self.cloud.templates if x.name == name and x.uid == self.cloud.me[0]), None)
-            if clash:
-                raise FactoryError(
-                    f"the name {name} is taken by a VM template that is not of this image",
-                    where=called(clash),
-                    key="NAME",
-                    mend="rename that template, or give a vm_template with another NAME",
-                )
-            self.shelf.result.act(f"template {name}: is not there yet")
-            uid, gid = self.cloud.me
-            about = Thing(None, uid, gid, name, "600", template.merge({}, pairs))
-            found = self.cloud.make_template([("NAME", name), *pairs], about)
-            self._same(found, name, pairs, True)
-            self._rights(found, self.wish.template_mode, True)
-            return found
-        before = str(found.attributes.get("CLOUDIMG_MANAGED") or "").split(",")
-        names = {key for key, _value in pairs}
-        without = [key for key in before if key and key not in names]
-        self._same(found, name, pairs, False, [*without, "CLOUDIMG_WITHDRAWN"])
-        self._rights(found, self.wish.template_mode, False)
-        return found
-
-    def _disk(self, plan: Plan, disk: Disk) -> dict[str, t.Any]:
-        """An empty disk: an image of the type DATABLOCK, which all versions of the image share."""
-        text = template.DATABLOCK
-        pairs = template.render(text, {**plan.values, "disk": dataclasses.asdict(disk)}, "an empty disk")
-        label = f"{disk.name}:{disk.size}:{disk.format}"
-        mine: Pairs = [
-            ("CLOUDIMG_IMAGE", plan.build.image),
-            ("CLOUDIMG_ID", plan.build.identifier),
-            ("CLOUDIMG_DISK", label),
-        ]
-        pairs = _with(pairs, [], mine)
-        name = template.plain(pairs, "NAME")
-        known = [
-            image
-            for image in self.cloud.images
-            if self.shelf.ours(image, plan.build.identifier)
-            and (image.datastore, image.attributes.get("CLOUDIMG_DISK")) == (plan.store.id, label)
-        ]
-        found = next((image for image in known if image.state != ERROR), None)
-        made = found is None
-        if found is None:
-            for broken in known:
-                self.shelf.remove(broken, "its transfer failed")
-            self.shelf.result.act(f"image {name}: is not in datastore {plan.store.name} yet")
-            found = self.cloud.make_image(pairs, self._about(name, pairs, plan.store), plan.store)
-        if not self.cloud.check_mode:
-            self.waiter.until_ready(found)
-            if found.state == ERROR:
-                said = self.cloud.front.hide(str(found.attributes.get("ERROR") or "no reason is told"))
-                raise FactoryError(
-                    f"cannot be made: {said}", where=called(found), mend="mend that, then run this again"
-                )
-        if "CLOUDIMG_EXPIRED" in found.attributes:
-            self.shelf.revive(found, found.name.removeprefix(EXPIRED), self.wish.mode)
-        self._rights(found, self.wish.mode, made)
-        return {"name": disk.name, "size": disk.size, "format": disk.format, "image_id": _number(found)}
-
-
-def _number(image: Image | None) -> str:
-    return "(new)" if image is None or image.id is None else str(image.id)
-
-
-def _with(pairs: Pairs, more: Pairs, own: Pairs) -> Pairs:
-    """Attributes of a site, and those of ours, which win."""
-    names = {name.upper() for name, _value in more}
-    rest = [pair for pair in pairs if pair[0] not in names] + [(name.upper(), value) for name, value in more]
-    ours = {name for name, _value in own}
-    return [pair for pair in rest if pair[0] not in ours] + own
+        self.rights(image, self.wish.mode, plan.made)

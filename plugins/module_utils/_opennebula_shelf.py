@@ -224,6 +224,15 @@ class Shelf:
             self.expire(image, reason)
             if absent and not self.remove(image, reason) and image.used:
                 self.warnings.append(f"{called(image)}: is used by {image.vms} VMs; state=cleaned removes it later")
+        if absent:
+            self._remove_disks(identifier, reason)
+
+    def _remove_disks(self, identifier: str, reason: str) -> None:
+        """Remove empty disks that no VM template has any more."""
+        wanted = {number for found in self.templates(identifier) for number in disks(found)}
+        for image in [each for each in self.cloud.images if self.ours(each, identifier)]:
+            if "CLOUDIMG_DISK" in image.attributes and str(image.id) not in wanted:
+                self.remove(image, reason)
 
     def roll_back(self, identifier: str, version: str, reason: str) -> None:
         """Have the VM templates boot an earlier version again that is still there; the one that they had expires."""

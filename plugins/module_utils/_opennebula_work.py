@@ -18,8 +18,9 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor impor
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import Front
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_boot import Disk, Wish
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud import Cloud
-from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_publish import Desk, Disk, Wish
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_publish import Desk
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_shelf import Shelf, described
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_wait import Waiter
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress

@@ -155,6 +155,8 @@ def test_empty_disks(site: Site, server: OpenNebulaServer) -> None:
     site.run("2", disks=disks)
     assert [image.id for image in server.images.values() if image.type == 2] == [empty.id]
     assert not site.run("2", disks=disks).changed
+    site.run(state="absent", identifier=site.identifier, version="2", reason="gone")
+    assert [image.type for image in server.images.values()] == [0], "the disk goes with the template"
 
 
 def image_of_os(server: OpenNebulaServer) -> int:

@@ -11,6 +11,7 @@ used here.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import re
@@ -64,6 +65,7 @@ class OpenNebulaServer:
 
     :ivar asked: each call that came whole: its method, without C(one.), and its arguments without the session.
     :ivar delay: seconds that a transfer takes beside the copying; ``rate``: bytes a second, None: as fast as it goes.
+    :ivar full: whether the disk below the datastores is full.
     :ivar hooks: called before a method of that name is done, with the server and the arguments; what it raises is the answer.
     :ivar faults: ``{method: [fault, …]}``, taken off one by one: an HTTP status as a string, C(html), C(lost) (done, but not
         answered), C(reset) (not done).
@@ -73,6 +75,7 @@ class OpenNebulaServer:
         self.root = root
         self.delay = 0.0
         self.rate: float | None = None
+        self.full = False
         self.asked: list[tuple[str, tuple[t.Any, ...]]] = []
         self.hooks: dict[str, t.Callable[..., None]] = {}
         self.faults: dict[str, list[str]] = {}
@@ -557,6 +560,8 @@ class OpenNebulaServer:
         done = 0
         with source, target.open("wb") as stream:
             while block := source.read(_BLOCK):
+                if self.full:
+                    raise OSError(errno.ENOSPC, "No space left on device")
                 stream.write(block)
                 done += len(block)
                 for digest in digests.values():

@@ -146,10 +146,12 @@ class OpenNebulaServer:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def stop(self, *, lose_transfers: bool = False) -> None:
-        """End; as when oned dies, with ``lose_transfers`` what it copied is never heard of again, and stays LOCKED."""
-        if lose_transfers:
-            self._generation += 1
+    def lose_transfers(self) -> None:
+        """As when oned dies with its drivers: what is copied now is never heard of again, and stays LOCKED."""
+        self._generation += 1
+
+    def stop(self) -> None:
+        """End."""
         if self._server:
             self._server.shutdown()
             self._server.server_close()

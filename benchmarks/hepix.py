@@ -142,7 +142,7 @@ class Bench:
 
     def ours(self, builds: int = 1) -> dict[str, t.Any]:
         """Publish builds in one process."""
-        job = json.dumps({**self.options, "descriptors": [self.build() for _ in range(builds)]})
+        job = json.dumps({**self.options, "descriptors": [self.build() for _number in range(builds)]})
         done = subprocess.run([sys.executable, "-c", _OURS, ROOT, job], capture_output=True, text=True, check=True)
         return dict(json.loads(done.stdout))
 
@@ -204,7 +204,7 @@ class Bench:
             "openssl verify": lambda: self.openssl("verify"),
         }
         for what, call in rows.items():
-            runs = [call() for _ in range(self.repeat)]
+            runs = [call() for _run in range(self.repeat)]
             best, memory = min(run["seconds"] for run in runs), max(run["memory"] or 0 for run in runs)
             held = f"{memory / 2**20:>5.1f} MiB" if memory else ""
             print(f"{count:>7} {size >> 10:>5} KiB  {what:<16} {best:>8.3f} {held}", flush=True)

@@ -184,6 +184,7 @@ class Desk:
             if found is None:
                 raise FactoryError("vanished from AppDB", where=name, mend="see in AppDB who removed it")
             if found.published or (found.status == "verified" and not publish):
+                self._is_ours(name, wanted, found)
                 return
             if not found.checking:
                 # AppDB notes the verdict first and publishes then.
@@ -201,6 +202,18 @@ class Desk:
                     mend="run this again: it waits for the same check",
                 )
             self.appdb.pause(min(self.interval, max(0.0, end - time.monotonic())))
+
+    @staticmethod
+    def _is_ours(name: str, wanted: Version, found: Version) -> None:
+        """Where AppDB has fetched the image itself, it tells what is really served."""
+        if document.same_content(wanted, found) is False and wanted.image and found.image:
+            raise FactoryError(
+                f"AppDB fetched {found.image.size} bytes from {found.image.url} whose {found.image.hash} is "
+                f"{found.image.checksum[:16]}…, not the artifact ({wanted.image.size} bytes, {wanted.image.checksum[:16]}…)",
+                where=name,
+                key="artifact_url",
+                mend="disable this version, serve the artifact there, raise image_version and build again",
+            )
 
     def _failed(self, name: str, found: Version) -> t.NoReturn:
         said = ": ".join(

@@ -52,7 +52,6 @@ Content-Disposition: attachment; filename="smime.p7s"
 --{boundary}--
 
 """
-_LINE = re.compile(rb"\r?\n")
 _AGAIN = "fetch it again from who publishes it"
 _COLUMNS = 64
 
@@ -125,7 +124,7 @@ def parse(data: bytes, where: str, *, strict: bool = True) -> SignedList:
 
 
 def _canonical(content: bytes) -> bytes:
-    return b"\r\n".join(_LINE.split(content))
+    return content.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
 def _split(data: bytes, where: str) -> tuple[bytes, bytes]:
@@ -143,13 +142,16 @@ def _split(data: bytes, where: str) -> tuple[bytes, bytes]:
     boundary = headers.get_param("boundary")
     if headers.get_content_type() != "multipart/signed" or not isinstance(boundary, str) or not boundary:
         refuse("is no S/MIME message of the kind multipart/signed", "give a signed image list")
-    mark = re.escape(b"--" + boundary.encode("ascii", "replace"))
-    # The line end before a boundary belongs to the boundary (RFC 2046, section 5.1.1).
-    parts = re.split(rb"(?:\A|\r?\n)" + mark + rb"(--)?[ \t]*(?=\r?\n|\Z)", data[len(head) :])
-    if len(parts) != 7 or parts[1] or parts[3] or not parts[5] or parts[6].strip():
+    body = data[len(head) :]
+    mark = re.compile(re.escape(b"--" + boundary.encode("ascii", "replace")) + rb"(--)?[ \t]*(?=\r?\n|\Z)")
+    found = [one for one in mark.finditer(body) if body[one.start() - 1 : one.start()] == b"\n"]
+    if [bool(one[1]) for one in found] != [False, False, True] or body[found[2].end() :].strip():
         refuse("does not have two parts, what is signed and the signature")
-    content = _LINE.sub(b"", parts[2], count=1)
-    pieces = re.split(rb"\r?\n\r?\n", parts[4].lstrip(b"\r\n"), maxsplit=1)
+    content, second = (body[one.end() : other.start()] for one, other in zip(found, found[1:]))
+    # The line end before a boundary belongs to the boundary (RFC 2046, section 5.1.1).
+    content = content[2 if content[:1] == b"\r" else 1 :]
+    content = content[: -2 if content[-2:] == b"\r\n" else -1]
+    pieces = re.split(rb"\r?\n\r?\n", second.lstrip(b"\r\n"), maxsplit=1)
     kind = email.parser.BytesHeaderParser().parsebytes(pieces[0]).get_content_type()
     if len(pieces) != 2 or kind not in ("application/x-pkcs7-signature", "application/pkcs7-signature"):
         refuse("its second part is no PKCS#7 signature")

@@ -22,6 +22,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._hepix import Document
 from ansible_collections.cloudimg.factory.plugins.module_utils._hepix_smime import SignedList
+from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 _DO_NOT_TRUST = "fetch it again from who publishes it, and do not trust this one"
@@ -94,8 +95,9 @@ class Report:
 def inspect(path: Path, policy: Policy) -> Report:
     """Read a list and judge it by a policy: all that is wrong with it, one line each.
 
-    :raises FactoryError: what it is to be judged by is unusable (the directory of trust anchors, the known copy).
+    :raises FactoryError: what it is to be judged by is unusable (the directory of trust anchors, the known copy, a library).
     """
+    need("cryptography", _x509.CRYPTOGRAPHY)
     if policy.ca_directory is not None:
         _x509.check_ca_directory(policy.ca_directory, crl=policy.crl)
     former = _hepix_smime.load(policy.known, strict=policy.strict) if policy.known else None

@@ -121,8 +121,9 @@ def candidates(document: t.Any, where: str) -> list[Candidate]:
     """The images in metadata of whatever catalogue: one, or those of a list.
 
     It knows entries of M(cloudimg.factory.stratuslab_metadata_info), descriptors, images and versions of
-    M(cloudimg.factory.image_catalogue_info), lists and entries of HEPiX, and mappings with keys of our own (C(identifier),
-    C(endorser), C(checksums), C(expires), C(deprecated)).
+    M(cloudimg.factory.image_catalogue_info), what M(cloudimg.factory.hepix_image_list_info) returns, lists and images of HEPiX,
+    appliances and versions of AppDB, and mappings with keys of our own (C(identifier), C(endorser), C(checksums), C(expires),
+    C(deprecated)).
 
     :raises FactoryError: it is none of these.
     """
@@ -140,13 +141,18 @@ def _candidates(document: t.Any, where: str) -> list[Candidate]:
         return _hepix_list(document.get("hv:imagelist", document), where)
     if "hv:image" in document or any(str(key).startswith(("hv:", "sl:")) for key in document):
         return [_hepix_image(document.get("hv:image", document), {}, where)]
+    if isinstance(document.get("content"), dict) and "hv:images" in document["content"]:
+        return _hepix_list(document["content"], where, signer=document.get("signer"), trusted=document.get("valid"))
     if "versions" in document:
+        title, image = document.get("title") or document.get("name") or "", document.get("identifier")
         return [
-            _catalogue_version(
-                {"title": document.get("title", ""), "image_identifier": document.get("identifier"), **version}
-            )
+            _appdb(version, title, image)
+            if isinstance(version.get("image"), dict)
+            else _catalogue_version({"title": title, "image_identifier": image, **version})
             for version in document["versions"]
         ]
+    if isinstance(document.get("image"), dict) and "checksum" in document["image"]:
+        return [_appdb(document)]
     if isinstance(document.get("endorsement"), dict):
         return [_stratuslab(document)]
     if "artifacts" in document:
@@ -193,7 +199,24 @@ def _catalogue_version(entry: t.Mapping[str, t.Any]) -> Candidate:
     )
 
 
-def _hepix_list(listed: t.Any, where: str) -> list[Candidate]:
+def _appdb(version: t.Mapping[str, t.Any], title: str = "", image: t.Any = None) -> Candidate:
+    """A version of an appliance in EGI's AppDB."""
+    file = version["image"]
+    out = "archived" if version.get("archived") else "disabled" if version.get("enabled") is False else None
+    return Candidate(
+        "appdb",
+        _texts(version.get("id"), image),
+        title,
+        str(version.get("version", "")),
+        checksums=_sums({file.get("hash"): file.get("checksum")}),
+        sizes=_sizes([file.get("size")]),
+        expires=version.get("expires") or None,
+        deprecated=out,
+    )
+
+
+def _hepix_list(listed: t.Any, where: str, *, signer: t.Any = None, trusted: t.Any = None) -> list[Candidate]:
+    """The images of a list; ``signer`` and ``trusted`` are what was verified of it."""
     if not isinstance(listed, dict) or not isinstance(listed.get("hv:images"), list):
         raise FactoryError("has no list of images", where=where, key="hv:images", mend=_MEND)
     found = []
@@ -201,7 +224,9 @@ def _hepix_list(listed: t.Any, where: str) -> list[Candidate]:
         image = one.get("hv:image", one) if isinstance(one, dict) else None
         if not isinstance(image, dict):
             raise FactoryError("must be a mapping", where=where, key=f"hv:images[{number}]", mend=_MEND)
-        found.append(_hepix_image(image, listed, where))
+        one = _hepix_image(image, listed, where)
+        names = _texts(*one.endorsers, (signer or {}).get("dn"))
+        found.append(dataclasses.replace(one, endorsers=names, trusted=trusted))
     return found
 
 
@@ -230,13 +255,14 @@ def _plain(entry: t.Mapping[str, t.Any]) -> Candidate:
         [endorser] if isinstance(endorser, str) else [endorser.get("email"), endorser.get("dn"), endorser.get("name")]
     )
     deprecated = entry.get("deprecated")
+    sums = entry.get("checksums") or {name: entry.get(name) for name in _LENGTHS.values()}
     return Candidate(
         str(entry.get("catalogue", "")),
-        _texts(entry["identifier"], entry.get("image")),
+        _texts(entry["identifier"], entry.get("stable_identifier"), entry.get("image")),
         str(entry.get("title", "")),
         str(entry.get("version", "")),
         _texts(*names),
-        _sums(entry.get("checksums")),
+        _sums(sums),
         _sizes([entry.get("size")]),
         entry.get("expires") or None,
         (f"deprecated: {deprecated}" if isinstance(deprecated, str) else "deprecated") if deprecated else None,

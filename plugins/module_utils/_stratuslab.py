@@ -110,6 +110,8 @@ def deprecate(request: Request, reason: str) -> Result:
         build = _descriptor.load(request.descriptor)
         artifact = _image.choose(build, request.artifact, str(request.descriptor))
         identifier = _document.identifier(_image.sha1(request.descriptor, build, artifact))
+    if not _document.IDENTIFIER.fullmatch(identifier):
+        raise FactoryError(f"cannot be {identifier!r}", key="identifier", mend="give the 27 characters of one")
     known = work.published(identifier) or work.local(identifier)
     if known is None:
         raise FactoryError(
@@ -126,11 +128,19 @@ def absent(path: Path, *, check_mode: bool) -> Result:
     result = Result()
     for file in (path, Pending(path, "").path):
         if file.exists() or file.is_symlink():
+            if file == path and not file.is_symlink():
+                _must_be_ours(file, read_file(file))
             result.act(f"{file}: is to be removed")
             if not check_mode:
                 with _state.explain_os_errors(file):
                     _state.remove(file)
     return result
+
+
+def _must_be_ours(path: Path, octets: bytes) -> None:
+    """Raise FactoryError for a file that is something else, before it is replaced or removed."""
+    if _document.PREFIXES["slreq"].encode() not in octets:
+        raise FactoryError("is no metadata of an image", where=str(path), key="path", mend="name another file")
 
 
 class _Work:
@@ -173,8 +183,7 @@ class _Work:
         if not path.exists():
             return None
         octets = read_file(path)
-        if _document.PREFIXES["slreq"].encode() not in octets:
-            raise FactoryError("is no metadata of an image", where=str(path), key="path", mend="name another file")
+        _must_be_ours(path, octets)
         return self._ours(octets, str(path), identifier)
 
     def published(self, identifier: str) -> _Known | None:

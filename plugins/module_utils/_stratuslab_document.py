@@ -76,7 +76,7 @@ def identifier(sha1: str) -> str:
     MetadataUtils.java, sha1ToIdentifier. It is not the Base64 of the digest, which would pad at the other end.
     """
     number, text = int(sha1, 16), ""
-    for _ in range(27):
+    for _place in range(27):
         number, digit = divmod(number, 64)
         text = _DIGITS[digit] + text
     return text

@@ -84,9 +84,7 @@ class Marketplace:
         """
         path = "".join(f"/{quote(part, safe='@')}" for part in (identifier, email) if part)
         url = f"{self.url}/metadata{path}"
-        reply = self.http.request(
-            "GET", url, params={"status": status}, headers=_XML, accept=(200, 404), limit=8 * LARGEST
-        )
+        reply = self.http.request("GET", url, params={"status": status}, headers=_XML, accept=(200, 404))
         if reply.status == 404:
             return []  # «no metadata matching query found»
         root = reply.xml()

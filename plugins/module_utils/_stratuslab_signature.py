@@ -322,7 +322,7 @@ def _classes() -> tuple[t.Any, t.Any, t.Any]:
     signxml, etree = need("signxml"), need("lxml.etree")
     if not hasattr(signxml.SignatureConfiguration, "verification_time"):
         raise FactoryError(
-            "has a signxml that is too old", where=str(signxml.__file__), mend="install signxml 5 or newer"
+            "has a signxml that is too old", where=str(signxml.__file__), mend="install signxml 5.2 or newer"
         )
 
     class InContext:

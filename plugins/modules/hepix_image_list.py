@@ -251,8 +251,8 @@ images:
   sample: 1
 publication:
   description:
-    - What has to be kept to find the image in the list again. RV(publication.identifier) is the value for
-      O(image_identifier), and RV(publication.version) that for O(image_version).
+    - What has to be kept to find the image in the list again. C(identifier) is the value for O(image_identifier),
+      and C(version) that for O(image_version).
   returned: success, with O(state=present) and O(descriptor)
   type: dict
   sample:
@@ -265,7 +265,7 @@ publication:
     format: qcow2
     image_uri: https://images.example.org/debian-12/202501311200/debian-12-202501311200.qcow2
 removed:
-  description: The images that were taken out of the list, each as in RV(publication) but without what is about the list.
+  description: The images that were taken out of the list, each as RV(publication) but without what is about the list.
   returned: success
   type: list
   elements: dict

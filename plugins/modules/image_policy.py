@@ -21,8 +21,10 @@ options:
     description:
       - Metadata of images, of one catalogue or several. Each may be an entry of
         RV(cloudimg.factory.stratuslab_metadata_info#module:entries); an image or version of
-        RV(cloudimg.factory.image_catalogue_info#module:images); a whole list of HEPiX (C(hv:imagelist)) or an image of one;
-        a descriptor; or any mapping with C(identifier), C(endorser), C(checksums), C(expires) and C(deprecated).
+        RV(cloudimg.factory.image_catalogue_info#module:images); all that M(cloudimg.factory.hepix_image_list_info) returns, a
+        list of HEPiX (C(hv:imagelist)) or an image of one; the C(appliance) of M(cloudimg.factory.appdb_appliance_info) or a
+        version of it; a descriptor; or any mapping with C(identifier), C(endorser), C(checksums), C(expires) and
+        C(deprecated).
     type: list
     elements: dict
   descriptors:
@@ -72,7 +74,8 @@ options:
     default: false
   untrusted:
     description:
-      - Whether to take images whose signature was held against no authority (C(signature.trusted) is false).
+      - Whether to take images whose signature was held against no authority (C(signature.trusted) is false), or of a list that is
+        not valid.
     type: bool
     default: false
   require_expiry:

@@ -222,7 +222,7 @@ confirmation:
 path:
   description: The signed file.
   returned: success, unless O(state=absent)
-  type: path
+  type: str
   sample: /srv/cloudimg/endorsed/debian-12-202501311200.xml
 image:
   description: The descriptor of the build.
@@ -307,7 +307,9 @@ def work(module: AnsibleModule) -> Result:
         return _stratuslab.absent(path, check_mode=module.check_mode)
     market = None
     if options["marketplace"]:
-        http = Http(ca=_path(options["server_ca"]), timeout=options["timeout"], secrets=[options["passphrase"]])
+        # Nothing secret is sent, so that http will do: what is sent is signed.
+        secrets = [options["passphrase"]]
+        http = Http(ca=_path(options["server_ca"]), timeout=options["timeout"], secrets=secrets, plain=True)
         market = Marketplace(options["marketplace"], http)
     request = _stratuslab.Request(
         path=path,

@@ -91,8 +91,11 @@ class Site:
         return _stratuslab.deprecate(self.request(**options), reason)
 
     def said(self) -> dict[str, t.Any]:
-        """What the signed file says, verified as a stranger would."""
-        return _stratuslab_info.Judge(ca_directory=self.grid.anchors).read(self.path.read_bytes(), str(self.path))
+        """What the signed file says, verified as a stranger would, and by xmlsec1."""
+        octets = self.path.read_bytes()
+        found = _stratuslab_info.Judge(ca_directory=self.grid.anchors).read(octets, str(self.path))
+        xmlsec1(octets, self)
+        return found
 
 
 def files(root: Path) -> dict[str, bytes]:

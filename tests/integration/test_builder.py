@@ -44,7 +44,10 @@ def test_second_run_changes_nothing_and_tells_what_the_builder_can_do(play, tmp_
 @pytest.mark.parametrize(
     ("variables", "line"),
     [
-        ({"builder_features": ["fay"]}, "builder_features must be one or more of: all, fai, offline, scores, uefi"),
+        (
+            {"builder_features": ["fay"]},
+            "builder_features must be one or more of: all, fai, offline, publish, scores, uefi",
+        ),
         (
             {"builder_features": ["fai"], "__builder_os_features": {"core": {"packages": [], "tools": []}}},
             "here: builder_features: Debian has no packages for fai; leave it out there",

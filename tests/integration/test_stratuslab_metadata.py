@@ -342,7 +342,11 @@ def test_bad_options(site: Site, market: Marketplace) -> None:
     site.path.parent.mkdir()
     site.path.write_text("my diary", encoding="utf-8")
     refuses(site, market, r"debian-12\.xml: path: is no metadata of an image; name another file")
+    with pytest.raises(FactoryError, match=r"debian-12\.xml: path: is no metadata of an image; name another file"):
+        _stratuslab.absent(site.path, check_mode=False)
     assert site.path.read_text(encoding="utf-8") == "my diary"
+    with pytest.raises(FactoryError, match=r"identifier: cannot be '\.\./x'; give the 27 characters of one"):
+        site.deprecate("x", identifier="../x")
 
 
 # Who else signs
@@ -524,24 +528,30 @@ def play(site: Site, tasks: list[dict[str, t.Any]], *arguments: str) -> subproce
 def test_modules_play(site: Site, market: Marketplace) -> None:
     locked = site.grid.issue("locked", passphrase=pki.PASSPHRASE)
     who = {"certificate": str(locked.certificate), "key": str(locked.key), "passphrase": pki.PASSPHRASE}
-    common = {**who, "chain": str(locked.chain), "marketplace": market.url, "path": str(site.path)}
+    # A host that does not look like this one, by http: it gets nothing secret.
+    url = f"http://127.1:{market.port}"
+    common = {**who, "chain": str(locked.chain), "marketplace": url, "path": str(site.path)}
     metadata = "cloudimg.factory.stratuslab_metadata"
     endorse = {"name": "endorse", metadata: {**common, "descriptor": str(site.descriptor)}}
     told = play(site, [endorse], "--check", "--diff", "-vvv")
     assert told.returncode == 0 and "changed=1" in told.stdout and not market.entries and not site.path.exists()
     listing = {"marketplace": market.url, "paths": [str(site.path)], "ca_directory": str(site.grid.anchors)}
     allow = {"images": "{{ found.entries }}", "allow": {"endorsers": ["locked@example.org"]}}
+    first = {**allow, "images": "{{ found.entries[:1] }}"}
     retire = {
         **{"state": "deprecated", "identifier": "{{ found.entries[0].identifier }}", "reason": "old"},
         **common,
     }
     absent = {"path": str(site.path), "state": "absent"}
+    disk = site.descriptor.with_name("debian-12-1.qcow2")
     info, policy = f"{metadata}_info", "cloudimg.factory.image_policy"
     tasks: list[dict[str, t.Any]] = [
         {**endorse, "register": "first"},
         {**endorse, "register": "second"},
         {"name": "read", info: listing, "register": "found"},
         {"name": "judge", policy: allow},
+        {"name": "judge the disk", policy: {**first, "file": str(disk), "warn_days": 40000}},
+        {"name": "judge another", policy: {**first, "file": str(site.descriptor)}, "ignore_errors": True},
         {"name": "retire", metadata: retire},
         {"name": "read the file", info: {"paths": [str(site.path)]}, "register": "found"},
         {"name": "judge the file", policy: {"images": "{{ found.entries }}"}, "ignore_errors": True},
@@ -552,9 +562,10 @@ def test_modules_play(site: Site, market: Marketplace) -> None:
     ]
     done = play(site, tasks, "--diff", "-vvv")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "changed=3 " in done.stdout and "ignored=3 " in done.stdout and "first=True second=False" in done.stdout
+    assert "changed=3 " in done.stdout and "ignored=4 " in done.stdout and "first=True second=False" in done.stdout
     assert '+    "title": "Debian 12"' in done.stdout and '+    "deprecated": "old"' in done.stdout
-    assert '"accepted": true' in done.stdout
+    assert '"accepted": true' in done.stdout and "the file has none of its checksums" in done.stdout
+    assert "its time ends at 2099-01-01T00:00:00Z" in done.stderr
     assert "its signature was held against no authority" in done.stdout and "it is deprecated: old" in done.stdout
     assert "cannot be decrypted: the passphrase is wrong" in done.stdout
     assert "marketplace: keeps its entries for ever; leave it out" in done.stdout

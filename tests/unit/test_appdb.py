@@ -254,6 +254,18 @@ def test_a_check_that_fails_and_mends(tmp_path: Path, server: AppDbServer) -> No
     assert [(each.status, each.published) for each in server.versions] == [("verified", True)]
 
 
+def test_appdb_fetches_something_else(tmp_path: Path, server: AppDbServer) -> None:
+    path = make_build(tmp_path)
+    image = wanted(path).image
+    assert image is not None
+    server.files[image.url] = (5, "ab" * 64)
+    said = r"1: artifact_url: AppDB fetched 5 bytes from https://\S+ whose sha512 is abababab\S+ not the artifact \(4 bytes"
+    with pytest.raises(FactoryError, match=said):
+        have(server, path, integrity=True)
+    with pytest.raises(FactoryError, match="is published already, with other content"):
+        have(server, path, integrity=True)
+
+
 def test_a_verdict_that_does_not_come_and_comes(tmp_path: Path, server: AppDbServer) -> None:
     path = make_build(tmp_path)
     image = wanted(path).image

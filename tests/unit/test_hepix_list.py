@@ -549,8 +549,12 @@ def test_two_contents_at_one_uri(publisher: Publisher) -> None:
 def test_failed_write_leaves_the_list(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     publisher.publish()
     before = publisher.path.read_bytes()
+
+    def full(_handle: int) -> t.NoReturn:
+        raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", lambda _handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr("os.fsync", full)
         with pytest.raises(FactoryError, match="No space left on device; free some space"):
             publisher.publish("2")
     assert publisher.path.read_bytes() == before

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import sys
 import typing as t
 from pathlib import Path
 
@@ -185,3 +186,10 @@ def test_what_cannot_be_judged(path: Path, grid: pki.Pki, tmp_path: Path) -> Non
     ):
         with pytest.raises(FactoryError, match=problem):
             _hepix_verify.inspect(path, policy)
+
+
+def test_missing_library(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is nothing wrong with the list."""
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(FactoryError, match="needs the Python library cryptography; install it there"):
+        _hepix_verify.inspect(path, Policy(None))

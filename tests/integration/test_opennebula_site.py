@@ -19,6 +19,7 @@ from catalogue_site import CHECKOUT, IMAGE, Played, make_build
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
 pytest.importorskip("pyone")
+pytestmark = pytest.mark.slow
 
 
 class Site:
@@ -107,7 +108,6 @@ def test_publish_replace_refresh_retire(site: Site) -> None:
     assert not site.play("retire.yml", **arguments).changed
 
 
-@pytest.mark.slow
 def test_absent_and_check_mode(site: Site) -> None:
     site.build("1")
     assert site.play("publish.yml", "--check", "--diff", publish_version="1").changed
@@ -117,7 +117,6 @@ def test_absent_and_check_mode(site: Site) -> None:
     assert (site.names(), site.server.templates) == ([], {})
 
 
-@pytest.mark.slow
 def test_the_front_end_fetches_unless_told_otherwise(site: Site) -> None:
     site.build("1")
     site.options = {}

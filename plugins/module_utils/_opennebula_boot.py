@@ -22,6 +22,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud
     Thing,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_shelf import (
+    LONGEST,
     NOT_ATTRIBUTES,
     Shelf,
     called,
@@ -59,6 +60,7 @@ class Wish:
     contracts: t.Sequence[str] = ("nifty",)
     attributes: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     context: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    capacity: bool = True
     disks: t.Sequence[Disk] = ()
     firmware: str = ""
     dev_prefix: str = "vd"
@@ -164,8 +166,7 @@ class Maker:
                 ("CLOUDIMG_DATASTORE", str(plan.store.id)),
             ],
         )
-        if not template.plain(pairs, "NAME"):
-            raise FactoryError("gives no NAME", where=where, key="NAME", mend="let the template give one")
+        check_name(pairs, where)
         return pairs
 
     def must_have_its_name(self, plan: Plan) -> None:
@@ -248,6 +249,21 @@ class Maker:
 
 def _number(image: Image | None) -> str:
     return "(new)" if image is None or image.id is None else str(image.id)
+
+
+def check_name(pairs: Pairs, where: str) -> str:
+    """The name that a template gives; raises FactoryError, naming ``where``, where it gives none that can be."""
+    name = template.plain(pairs, "NAME")
+    if not name:
+        raise FactoryError("gives no NAME", where=where, key="NAME", mend="let the template give one")
+    if len(name) > LONGEST:
+        raise FactoryError(
+            f"{name} has {len(name)} characters",
+            where=where,
+            key="NAME",
+            mend=f"let the template give at most {LONGEST}",
+        )
+    return name
 
 
 def with_ours(pairs: Pairs, more: Pairs, own: Pairs) -> Pairs:

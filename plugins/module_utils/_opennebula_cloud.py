@@ -172,7 +172,9 @@ class Cloud:
             self._datastores = []
             for raw in self.front.call("datastorepool.info").DATASTORE:
                 about = _attributes(raw)
-                free = int(raw.FREE_MB) if raw.TOTAL_MB else None
+                # A datastore that is not monitored yet tells nothing; one may be told not to look at its capacity.
+                counts = raw.TOTAL_MB and str(about.get("DATASTORE_CAPACITY_CHECK", "")).upper() != "NO"
+                free = int(raw.FREE_MB) if counts else None
                 self._datastores.append(
                     Datastore(int(raw.ID), str(raw.NAME), int(raw.TYPE), free, str(about.get("SAFE_DIRS", "")))
                 )

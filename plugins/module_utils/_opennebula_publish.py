@@ -22,7 +22,12 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor impor
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import checked
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import restricted
-from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_boot import Maker, Plan, with_ours
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_boot import (
+    Maker,
+    Plan,
+    check_name,
+    with_ours,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud import (
     DISABLED,
     ERROR,
@@ -110,8 +115,7 @@ class Desk(Maker):
         text, where = self.wish.images
         pairs = [pair for pair in template.render(text, values, where) if pair[0] not in ("PATH", "SOURCE")]
         pairs = with_ours(pairs, list(self.wish.attributes.items()), tags(build, artifact, self.wish.contracts))
-        if not template.plain(pairs, "NAME"):
-            raise FactoryError("gives no NAME", where=where, key="NAME", mend="let the template give one")
+        check_name(pairs, where)
         return Plan(build, artifact, store, values, pairs, self._known(build, artifact, store))
 
     def _known(self, build: Descriptor, artifact: Artifact, store: Datastore) -> Image | None:
@@ -162,7 +166,7 @@ class Desk(Maker):
                 mend="rename that image, or give an image_template with another NAME",
             )
         size = -(-plan.artifact.virtual_size // (1 << 20))
-        if store.free is not None and size > store.free:
+        if self.wish.capacity and store.free is not None and size > store.free:
             raise FactoryError(
                 f"has room for {store.free} MiB, and the image may grow to {size} MiB",
                 where=f"datastore {store.name}",

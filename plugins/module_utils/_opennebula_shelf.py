@@ -35,6 +35,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_templ
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 EXPIRED = "EXPIRED_"
+LONGEST = 128
+"""Characters that a name may have (PoolObjectSQL.cc)."""
 NOT_ATTRIBUTES = frozenset(
     (
         *("NAME", "TYPE", "PATH", "PERSISTENT", "SIZE", "FORMAT", "DRIVER", "SOURCE", "MD5", "SHA1"),
@@ -142,9 +144,9 @@ class Shelf:
             self.cloud.update(image, more)
         if not image.name.startswith(EXPIRED):
             # Two of the same version may have expired in the same second.
-            name = f"{EXPIRED}{stamp}_{image.name}"
+            name = f"{EXPIRED}{stamp}_{image.name}"[:LONGEST]
             taken = any(each.name == name and each.uid == image.uid for each in self.cloud.images if each is not image)
-            self.cloud.rename(image, f"{name}_{image.id}" if taken else name)
+            self.cloud.rename(image, f"{EXPIRED}{stamp}_{image.id}_{image.name}"[:LONGEST] if taken else name)
         if image.mode != "600":
             self.cloud.chmod(image, "600")
         if disable:

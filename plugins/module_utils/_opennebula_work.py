@@ -137,6 +137,7 @@ class Job:
             contracts=given["contracts"],
             attributes=_texts(given["attributes"], "attributes"),
             context=_texts(given["context"], "context"),
+            capacity=given["check_capacity"],
             disks=disks,
             firmware=given["uefi_firmware"] if given["uefi"] else "",
             dev_prefix=given["dev_prefix"],

@@ -72,6 +72,12 @@ options:
     type: list
     elements: str
     default: [default]
+  check_capacity:
+    description:
+      - Whether a datastore needs room for the full size of the image, as OpenNebula demands unless its configuration says
+        C(DATASTORE_CAPACITY_CHECK = no).
+    type: bool
+    default: true
   format:
     description:
       - The format of the artifact, as C(artifacts) in the descriptor have it; by default V(qcow2), else V(raw), else
@@ -349,6 +355,7 @@ SPEC: dict[str, t.Any] = {
     "version": {"type": "str"},
     "reason": {"type": "str"},
     "datastores": {"type": "list", "elements": "str", "default": ["default"]},
+    "check_capacity": {"type": "bool", "default": True},
     "format": {"type": "str"},
     "transfer": {"type": "str", "choices": ["url", "directory", "ssh", "http"], "default": "url"},
     "artifact_url": {"type": "str"},

@@ -112,6 +112,15 @@ def test_a_new_version_takes_the_template_and_the_old_one_expires(site: Site, se
         site.run("1")
 
 
+def test_the_longest_names(site: Site, server: OpenNebulaServer) -> None:
+    image = "i" * 60
+    for version in ("1" * 55, "2" * 55):
+        descriptor = str(site.build(version, image))
+        site.run(descriptors=[descriptor])
+        assert not site.run(descriptors=[descriptor]).changed
+    assert sorted(len(each.name) for each in server.images.values()) == [124, 128]
+
+
 def test_metadata_change_without_a_byte(site: Site, server: OpenNebulaServer) -> None:
     site.run("1")
     server.asked.clear()
@@ -174,12 +183,12 @@ def test_a_persistent_qcow2_is_warned_of(site: Site, server: OpenNebulaServer) -
 
 def test_templates_of_a_site(site: Site, server: OpenNebulaServer) -> None:
     own = site.root / "image.j2"
-    own.write_text('NAME = {{ (title ~ " " ~ version) | one }}\nPATH="/etc/shadow"\nCLOUDIMG_ID="x"\nA="1"\n')
+    own.write_text('NAME = {{ (image ~ " " ~ version) | one }}\nPATH="/etc/shadow"\nCLOUDIMG_ID="x"\nA="1"\n')
     vm = site.root / "vm.j2"
     vm.write_text('NAME="own"\nCPU=1\nDISK=[ IMAGE_ID={{ image_id }}, TARGET="vda" ]\nNIC=[ NETWORK="a" ]\n')
     site.run("1", image_template=str(own), vm_template=str(vm))
     image = image_of(server, "1")
-    assert image.name == 'Debian "12" 1' and dict(image.pairs)["A"] == "1"
+    assert image.name == "debian-12 1" and dict(image.pairs)["A"] == "1"
     assert image.path.startswith(str(site.root / "cloud/safe")) and dict(image.pairs)["CLOUDIMG_ID"] == site.identifier
     known: dict[str, t.Any] = dict(template_of(server).pairs)
     assert known["DISK"] == {"IMAGE_ID": "0", "TARGET": "vda"} and known["NIC"] == {"NETWORK": "a"}
@@ -188,6 +197,7 @@ def test_templates_of_a_site(site: Site, server: OpenNebulaServer) -> None:
         ("NAME={{", "line 1: cannot be rendered"),
         ('A="b"\nNAME="x', "line 2 as rendered: has 'x'"),
         ("A=1", "NAME: gives no NAME"),
+        (f"NAME={'x' * 129}", "has 129 characters; let the template give at most 128"),
         ("{{ ''.__class__.__mro__ }}", "cannot be rendered"),
     ):
         own.write_text(text)

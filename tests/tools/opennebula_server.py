@@ -306,6 +306,8 @@ class OpenNebulaServer:
         return number
 
     def _free_name(self, pool: t.Mapping[int, Thing], name: str, uid: int, but: int = -1) -> None:
+        if len(name) > 128:
+            raise Refused(ALLOCATE, "Invalid NAME; max length is 128 chars.")
         taken = next((x for x in pool.values() if x.name == name and x.uid == uid and x.id != but), None)
         if taken:
             raise Refused(ALLOCATE, f"NAME is already taken by {taken.kind} {taken.id}.", taken.id)

@@ -86,13 +86,15 @@ options:
     description: Name or number of the private marketplace.
     type: str
   api_url:
-    description: URL of the front-end's XML-RPC interface. Needed with O(marketplace), as O(username) and O(password) are.
+    description:
+      - URL of the front-end's XML-RPC interface; by default the environment variable E(ONE_URL). Needed with O(marketplace), as
+        O(username) and O(password) are.
     type: str
   username:
-    description: The user that publishes.
+    description: The user that publishes; by default E(ONE_USERNAME).
     type: str
   password:
-    description: The password, or a login token, of O(username).
+    description: The password, or a login token, of O(username); by default E(ONE_PASSWORD).
     type: str
   ca_path:
     description: The CA certificates to trust, a PEM file or a directory as C(openssl rehash) makes it; by default the system's.
@@ -170,7 +172,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _descripto
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import checked
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, run_module
-from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import connect
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import OPTIONS, connect
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud import Cloud
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_directory import About, Directory
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
@@ -192,12 +194,7 @@ SPEC: dict[str, t.Any] = {
     "logo": {"type": "str"},
     "template": {"type": "dict", "default": {}},
     "marketplace": {"type": "str"},
-    "api_url": {"type": "str"},
-    "username": {"type": "str"},
-    "password": {"type": "str", "no_log": True},
-    "ca_path": {"type": "path"},
-    "http_timeout": {"type": "int", "default": 120},
-    "unencrypted": {"type": "bool", "default": False},
+    **{name: {key: value for key, value in spec.items() if key != "required"} for name, spec in OPTIONS.items()},
     "timeout": {"type": "int", "default": 3600},
     "interval": {"type": "int", "default": 5},
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from opennebula_site import Site
+from ssh_server import Server
 
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_objects import Image, VmTemplate
@@ -277,6 +278,32 @@ def test_from_this_process_by_a_token(site: Site, server: OpenNebulaServer) -> N
     for address, message in (("0.0.0.0", "is every address"), ("one", "is no IP address")):
         with pytest.raises(FactoryError, match=rf"^{address}: http_address: {message}; give"):
             site.run("1", transfer="http", http_address=address)
+
+
+@pytest.mark.root
+def test_by_ssh_to_the_front_end(site: Site, server: OpenNebulaServer, tmp_path: Path) -> None:
+    (tmp_path / "sshd").mkdir()
+    try:
+        sshd = Server(tmp_path / "sshd")
+    except OSError as exc:
+        pytest.skip(str(exc))
+    try:
+        way = {"transfer": "ssh", "ssh_host": "127.0.0.1", "ssh_port": sshd.port, "ssh_user": "root"}
+        way |= {"ssh_identity": str(sshd.home / "key"), "ssh_known_hosts": str(sshd.known_hosts(sshd.port))}
+        site.run("1", **way)
+        safe = site.root / "cloud/safe"
+        image = image_of(server, "1")
+        assert Path(image.source).read_bytes() == (site.build("1").parent / "debian-12-1.qcow2").read_bytes()
+        assert list(safe.iterdir()) == [] and not site.run("1", **way).changed
+        Path(image.path).write_bytes(b"left by a killed run")
+        assert site.run("1", **way).actions == ["debian-12-1.qcow2: its copy for the transfer was left behind"]
+        assert list(safe.iterdir()) == []
+        nobody = {**way, "ssh_known_hosts": "/dev/null"}
+        with pytest.raises(FactoryError, match="Host key verification failed"):
+            site.run("2", **nobody)
+        assert server.count("image.allocate") == 1
+    finally:
+        sshd.close()
 
 
 def test_50_images_beside_200(site: Site, server: OpenNebulaServer) -> None:

@@ -17,6 +17,7 @@ import ipaddress
 import re
 import secrets
 import shutil
+import socket
 import threading
 import typing as t
 from pathlib import Path
@@ -161,8 +162,6 @@ class Here(Way):
         family = http.server.ThreadingHTTPServer
         kind = type("Server", (family,), {"daemon_threads": True, "handle_error": lambda *_args: None})
         if self._six:
-            import socket
-
             kind.address_family = socket.AF_INET6  # type: ignore[attr-defined]
         try:
             server = kind((self._address, self._port), handler)

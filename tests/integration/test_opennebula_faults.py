@@ -35,16 +35,13 @@ def site(tmp_path: Path, server: OpenNebulaServer) -> Site:
     return Site(tmp_path, server)
 
 
-def updated(root: Path, builds: Path, proxied: bool = False) -> tuple[OpenNebulaServer, DroppingProxy | None, Site]:
+def updated(root: Path, builds: Path) -> tuple[OpenNebulaServer, Site]:
     """A front-end with version 1, and a site that may go on to version 2."""
     server = OpenNebulaServer(root / "cloud")
     site = Site(root, server)
     (root / "builds").symlink_to(builds)
     site.run("1")
-    proxy = DroppingProxy(server.port) if proxied else None
-    if proxy:
-        site.url = f"{proxy.url}/RPC2"
-    return server, proxy, site
+    return server, site
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +55,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wanted(builds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t.Any]:
     """What a clean run from version 1 to version 2 leaves."""
-    server, _proxy, site = updated(tmp_path_factory.mktemp("clean"), builds)
+    server, site = updated(tmp_path_factory.mktemp("clean"), builds)
     with server:
         site.run("2")
         return server.state()
@@ -89,18 +86,18 @@ def converges(site: Site, server: OpenNebulaServer, wanted: dict[str, t.Any], ab
 @pytest.mark.slow
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_cut_anywhere(reset: bool, builds: Path, wanted: dict[str, t.Any], tmp_path: Path) -> None:
-    server, proxy, site = updated(tmp_path / "clean", builds, proxied=True)
-    assert proxy
-    with server, proxy:
+    server, site = updated(tmp_path / "clean", builds)
+    with server, DroppingProxy(server.port) as proxy:
+        site.url = f"{proxy.url}/RPC2"
         site.run("2")
         places = cuts(proxy.connections, reset=reset)
     assert len(proxy.connections) >= 12
     for number, cut in enumerate(places):
-        server, proxy, site = updated(tmp_path / str(number), builds, proxied=True)
-        assert proxy
+        server, site = updated(tmp_path / str(number), builds)
         # One attempt for each call, so that a cut is a failure.
         site.delays = ()
-        with server, proxy:
+        with server, DroppingProxy(server.port) as proxy:
+            site.url = f"{proxy.url}/RPC2"
             proxy.again(cut)
             attempt(site, "2")
             converges(site, server, wanted, cut)
@@ -122,7 +119,7 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS)
 def test_a_front_end_that_fails(method: str, builds: Path, wanted: dict[str, t.Any], tmp_path: Path) -> None:
     for fault in FAULTS:
-        server, _proxy, site = updated(tmp_path / fault, builds)
+        server, site = updated(tmp_path / fault, builds)
         with server:
             server.delay = 0.1
             server.faults[method] = [fault]
@@ -311,7 +308,7 @@ def test_a_template_edited_by_hand_meanwhile(site: Site, server: OpenNebulaServe
 
 
 def test_two_publishers_at_once(builds: Path, wanted: dict[str, t.Any], tmp_path: Path) -> None:
-    server, _proxy, site = updated(tmp_path, builds)
+    server, site = updated(tmp_path, builds)
     with server:
         server.delay = 0.3
         ended: list[FactoryError | None] = []

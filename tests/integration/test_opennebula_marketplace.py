@@ -166,7 +166,7 @@ def test_a_private_marketplace(tmp_path: Path) -> None:
         front_looks, _opennebula.LOOKS = _opennebula.LOOKS, (0.0,)
         assert run("1").changed
         _opennebula.LOOKS = front_looks
-        (app,) = server.apps.values()
+        app = next(iter(server.apps.values()))
         known: dict[str, t.Any] = dict(app.pairs)
         assert (app.name, app.state, app.origin, known["VERSION"]) == ("debian-12-1", 1, 0, "1")
         assert 'CPU = "2"' in base64.b64decode(known["VMTEMPLATE64"]).decode()

@@ -13,6 +13,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+import test_catalogue_secrets
 import yaml
 from catalogue_site import CHECKOUT, IMAGE, Played, make_build
 
@@ -106,6 +107,23 @@ def test_publish_replace_refresh_retire(site: Site) -> None:
     assert site.states()["2"] == "retired" and site.names()[0].startswith("EXPIRED_")
     assert template.mode == 0o600
     assert not site.play("retire.yml", **arguments).changed
+
+
+def test_no_secret_is_seen(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_catalogue_secrets, "FORMS", test_catalogue_secrets.forms(PASSWORD))
+    site.build("1")
+    site.options = {"transfer": "http", "http_address": "127.0.0.1"}
+    site.server.delay = 1.0
+    site.write_inventory()
+    watch = test_catalogue_secrets.Watch([site.root, Path("/dev/shm")], [site.root / "vault.yml"])
+    watch.start()
+    try:
+        done = site.play("publish.yml", "-vvv", "--diff", publish_version="1")
+    finally:
+        watch.stop()
+    assert watch.found == set() and watch.looks > 20 and len(watch.read) > 5
+    (image,) = site.server.images.values()
+    assert image.path.startswith("http://127.0.0.1") and image.path.split("/")[3] not in done.out
 
 
 def test_absent_and_check_mode(site: Site) -> None:

@@ -121,8 +121,8 @@ class Desk(Maker):
     def _known(self, build: Descriptor, artifact: Artifact, store: Datastore) -> Image | None:
         """The image that is there already: the best of them."""
         same = [image for image in self.shelf.images(build.identifier, store) if version_of(image) == build.version]
-        order = {LOCKED: 2, DISABLED: 3, ERROR: 4}
-        same.sort(key=lambda image: ("CLOUDIMG_EXPIRED" in image.attributes, order.get(image.state, 1)))
+        order = {LOCKED: 2, DISABLED: 3}
+        same.sort(key=lambda i: (i.state == ERROR, "CLOUDIMG_EXPIRED" in i.attributes, order.get(i.state, 1)))
         wrong = next((i for i in same if i.attributes.get("CLOUDIMG_SHA256") != artifact.checksums["sha256"]), None)
         if wrong and wrong.state != ERROR:
             raise FactoryError(

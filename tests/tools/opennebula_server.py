@@ -741,6 +741,29 @@ class OpenNebulaServer:
         self.vms[vm] = (user.id, name or f"one-{vm}", [image.id for image in used])
         return vm
 
+    def _vm_xml(self, number: int) -> str:
+        uid, name, images = self.vms[number]
+        vm = Thing(number, uid, self.users[uid].gid, name)
+        names = {user.id: user.name for user in self.users.values()}
+        rows = [
+            *vm.head(names, self.groups),
+            *(("LAST_POLL", 0), ("STATE", 3), ("LCM_STATE", 3), ("PREV_STATE", 3), ("PREV_LCM_STATE", 3)),
+            *(("RESCHED", 0), ("STIME", vm.regtime), ("ETIME", 0), ("DEPLOY_ID", f"one-{number}"), ("MONITORING", "")),
+            ("TEMPLATE", [("DISK", {"IMAGE_ID": image, "DISK_ID": place}) for place, image in enumerate(images)]),
+            *(("USER_TEMPLATE", ""), ("HISTORY_RECORDS", "")),
+        ]
+        return f"<VM>{objects.xml_of(rows)}</VM>"
+
+    def do_vm_info(self, user: User, number: int, decrypt: bool = False) -> str:
+        uid, _name, _images = self._get(self.vms, number, "virtual machine")
+        if uid != user.id:
+            self._must(user, "USE", "VM", about=number)
+        return self._vm_xml(number)
+
+    def do_vmpool_info(self, user: User, which: int = -2, start: int = -1, end: int = -1, state: int = -1) -> str:
+        mine = [number for number, vm in self.vms.items() if user.gid == 0 or vm[0] == user.id]
+        return f"<VM_POOL>{''.join(map(self._vm_xml, mine))}</VM_POOL>"
+
     def do_vm_action(self, user: User, action: str, number: int) -> int:
         _uid, _name, images = self._get(self.vms, number, "virtual machine")
         for each in images:

@@ -162,5 +162,10 @@ def test_an_image_in_use_cannot_go(one: t.Any, server: OpenNebulaServer, disk: P
     assert list(one.image.info(image).VMS.ID) == [vm]
     with pytest.raises(pyone.OneActionException, match="There are 1 VMs using it"):
         one.image.delete(image)
+    assert [each.ID for each in one.vmpool.info(-2, -1, -1, -1).VM] == [vm]
+    assert one.vm.info(vm).TEMPLATE["DISK"]["IMAGE_ID"] == str(image)
+    assert [each.NAME for each in one.userpool.info().USER] == ["oneadmin"]
+    assert [each.NAME for each in one.grouppool.info().GROUP] == ["oneadmin", "users"]
+    assert [each.ID for each in one.acl.info().ACL] == [0, 1]
     one.vm.action("terminate-hard", vm)
     assert one.image.delete(image) == image

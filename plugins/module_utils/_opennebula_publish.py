@@ -231,7 +231,7 @@ class Desk(Maker):
             image = plan.image
             if image is None or self.cloud.check_mode:
                 continue
-            self.waiter.until_ready(image)
+            self.waiter.until_ready(image, hide=True)
             if image.state == ERROR and "CLOUDIMG_EXPIRED" not in image.attributes:
                 said = self.cloud.front.hide(str(image.attributes.get("ERROR") or "no reason is told"))
                 # It must not stay visible half made, and its name is needed.

@@ -35,8 +35,12 @@ class Waiter:
         """Say what is being done."""
         self.cloud.front.http.progress.phase(text)
 
-    def until_ready(self, image: Image) -> None:
-        """Wait until an image is INIT or LOCKED no longer; raises FactoryError where that takes too long, or it has gone."""
+    def until_ready(self, image: Image, *, hide: bool = False) -> None:
+        """Wait until an image is INIT or LOCKED no longer.
+
+        :param hide: let its owner alone see it meanwhile, whatever the front-end's umask is.
+        :raises FactoryError: that takes too long, or it has gone.
+        """
         end = time.monotonic() + self.timeout
         heard = time.monotonic()
         said = ""
@@ -57,6 +61,8 @@ class Waiter:
                 ) from exc
             if image.state not in (0, LOCKED):
                 return
+            if hide and image.mode != "600":
+                self.cloud.chmod(image, "600")
             if not said:
                 said = f"OpenNebula transfers {image.name}"
                 self.phase(said)

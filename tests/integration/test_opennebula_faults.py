@@ -184,6 +184,17 @@ def test_a_slow_reader_is_waited_for_by_the_next_run(site: Site, server: OpenNeb
     assert server.count("image.allocate") == 1 and list((server.root / "safe").iterdir()) == []
 
 
+def test_nothing_half_made_is_visible_whatever_the_umask(site: Site, server: OpenNebulaServer) -> None:
+    server.new_mode, server.rate = 0o644, 200_000.0
+    seen: list[tuple[int, int]] = []
+    server.hooks["image.info"] = lambda one, number, *_given: seen.append(
+        (one.images[number].state, one.images[number].mode)
+    )
+    site.run("1")
+    assert seen[0] == (4, 0o644) and {mode for state, mode in seen[1:] if state == 4} == {0o600}
+    assert [image.mode for image in server.images.values()] == [0o640]
+
+
 def test_a_restricted_directory(site: Site, server: OpenNebulaServer, tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir()

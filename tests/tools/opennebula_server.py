@@ -65,6 +65,7 @@ class OpenNebulaServer:
 
     :ivar asked: each call that came whole: its method, without C(one.), and its arguments without the session.
     :ivar delay: seconds that a transfer takes beside the copying; ``rate``: bytes a second, None: as fast as it goes.
+    :ivar new_mode: the rights of a new image, by the umask of users.
     :ivar full: whether the disk below the datastores is full.
     :ivar hooks: called before a method of that name is done, with the server and the arguments; what it raises is the answer.
     :ivar faults: ``{method: [fault, …]}``, taken off one by one: an HTTP status as a string, C(html), C(lost) (done, but not
@@ -76,6 +77,7 @@ class OpenNebulaServer:
         self.delay = 0.0
         self.rate: float | None = None
         self.full = False
+        self.new_mode = 0o600
         self.asked: list[tuple[str, tuple[t.Any, ...]]] = []
         self.hooks: dict[str, t.Callable[..., None]] = {}
         self.faults: dict[str, list[str]] = {}
@@ -469,7 +471,7 @@ class OpenNebulaServer:
             user.id,
             user.gid,
             name,
-            0o600,
+            self.new_mode,
             [pair for pair in pairs if pair[0] not in own],
             type=TYPES.index(kind),
             persistent=value_of(pairs, "PERSISTENT").upper() == "YES",

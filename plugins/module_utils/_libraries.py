@@ -14,10 +14,12 @@ import types
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS: dict[str, tuple[str, str | None]] = {
     "boto3": ("boto3", "python3-boto3"),
     "cryptography": ("cryptography", "python3-cryptography"),
+    "jinja2": ("jinja2", "python3-jinja2"),
     "lxml": ("lxml", "python3-lxml"),
+    "pyone": ("pyone", None),
     "requests": ("requests", "python3-requests"),
     "signxml": ("signxml", "python3-signxml"),
 }

@@ -14,14 +14,15 @@ import types
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS: dict[str, tuple[str, str | None]] = {
     "boto3": ("boto3", "python3-boto3"),
     "cryptography": ("cryptography", "python3-cryptography"),
+    "cyclonedx": ("cyclonedx-python-lib", None),
     "lxml": ("lxml", "python3-lxml"),
     "requests": ("requests", "python3-requests"),
     "signxml": ("signxml", "python3-signxml"),
 }
-"""What to install for a top-level module: its name on PyPI, and Debian's package."""
+"""What to install for a top-level module: its name on PyPI, and Debian's package (None: Debian 12 has none)."""
 
 
 def need(name: str, minimum: str | None = None) -> types.ModuleType:

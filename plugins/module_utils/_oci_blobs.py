@@ -7,6 +7,9 @@
 
 After each failure the registry is asked how much it has; nothing is sent that it has already. An upload that was cut short is
 noted beside the file (C(.<name>.upload.json)), so that the next run goes on with it.
+
+docker-registry 2.8, and with it Harbor, signs the length into the upload's URL. When a chunk comes there in part, it forgets the
+upload («upload resumed at wrong offset»), and all is sent anew; between two chunks it can be gone on with.
 """
 
 from __future__ import annotations
@@ -112,6 +115,8 @@ class Upload:
                     wait = _http.retry_after(exc.reply.headers.get("Retry-After", ""))
                     self.repository.http.pause(max(left.pop(0), min(wait, _LONGEST)))
                 else:
+                    if "DIGEST_INVALID" in exc.reply.text:
+                        self._cancel()
                     raise
                 self._failed = exc
             except (Unknown, Unreachable) as exc:
@@ -139,7 +144,7 @@ class Upload:
         return False
 
     def _post(self, url: str) -> Reply:
-        return self.repository.request("POST", url, body=b"", once=True, accept=(201, 202))
+        return self.repository.request("POST", url, body=b"", once=True, repeat=True, accept=(201, 202))
 
     def _send(self, offset: int) -> int:
         """Send the next chunk; returns how much the registry has then."""
@@ -150,9 +155,16 @@ class Upload:
         }
         self.sent += size
         body = File(self.path, offset, size)
-        reply = self.repository.request(
-            "PATCH", self._location, body=body, headers=headers, once=True, accept=(201, 202, 204)
-        )
+        try:
+            # «repeat» says only that a failure may be followed by another attempt, which comes after a look at the upload.
+            reply = self.repository.request(
+                "PATCH", self._location, body=body, headers=headers, once=True, repeat=True, accept=(201, 202, 204)
+            )
+        except Answered as exc:
+            if exc.reply.status not in (404, 410):
+                raise
+            self._failed = exc
+            raise _Gone(exc.problem) from None
         self._went(reply)
         return offset + size
 
@@ -179,7 +191,7 @@ class Upload:
         joint = "&" if urlsplit(self._location).query else "?"
         url = f"{self._location}{joint}{urlencode({'digest': self.digest})}"
         try:
-            self.repository.request("PUT", url, body=b"", once=True, accept=(201, 204))
+            self.repository.request("PUT", url, body=b"", once=True, repeat=True, accept=(201, 204))
         except (Unknown, Answered) as exc:
             if isinstance(exc, Answered) and exc.reply.status not in (404, *_PASSING):
                 raise

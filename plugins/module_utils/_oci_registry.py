@@ -160,6 +160,7 @@ class Repository:
             "plain": bool(options.get("unencrypted")),
         }
         self.progress = progress
+        self._delays = delays
         self.http = Http(self.base, **settings, delays=delays)
         self.once = Http(self.base, **settings, delays=())
         """For what has to be looked up before it is repeated."""
@@ -282,22 +283,24 @@ class Repository:
         return reply.status == 200 and (size is None or not length.isdigit() or int(length) == size)
 
     def put_blob(self, data: bytes) -> None:
-        """Have a small blob (a HEAD, and where it is missing a POST and a PUT)."""
+        """Have a small blob (a HEAD, and where it is missing a POST and a PUT, which are repeated together)."""
         digest = digest_of(data)
-        if self.has(digest):
-            return
-        begun = self.request("POST", "blobs/uploads/", body=b"", accept=(202,), repeat=True)
-        place = urlsplit(urljoin(self.base, begun.headers.get("Location", "")))
-        base = urlsplit(self.base)
-        if place.hostname == base.hostname and base.scheme == "https":
-            place = place._replace(scheme=base.scheme, netloc=base.netloc)
-        url = f"{place.geturl()}{'&' if place.query else '?'}{urlencode({'digest': digest})}"
-        headers = {"Content-Type": "application/octet-stream"}
-        try:
-            self.request("PUT", url, body=data, headers=headers, accept=(201, 204), once=True)
-        except (Unknown, Answered):
-            if not self.has(digest):
-                raise
+        waits = list(self._delays)
+        while not self.has(digest):
+            begun = self.request("POST", "blobs/uploads/", body=b"", accept=(202,), repeat=True)
+            place = urlsplit(urljoin(self.base, begun.headers.get("Location", "")))
+            base = urlsplit(self.base)
+            if place.hostname == base.hostname and base.scheme == "https":
+                place = place._replace(scheme=base.scheme, netloc=base.netloc)
+            url = f"{place.geturl()}{'&' if place.query else '?'}{urlencode({'digest': digest})}"
+            headers = {"Content-Type": "application/octet-stream"}
+            try:
+                self.request("PUT", url, body=data, headers=headers, accept=(201, 204), once=True)
+                return
+            except (Unknown, Answered) as exc:
+                if not waits or (isinstance(exc, Answered) and exc.reply.status not in (404, 429, 503)):
+                    raise
+                self.http.pause(waits.pop(0))
 
     def delete_quietly(self, digest: str) -> None:
         """Remove what is in nobody's way where that is allowed: registries clean up what has no tag by themselves."""

@@ -199,7 +199,7 @@ def test_the_list_is_submitted_to_appdb(site: Site) -> None:
         ({"publish_appdb": {}}, "missing required arguments: api_url, appliance"),
         (
             {"publish_catalogues": ["glance"]},
-            "must be one or more of: local, hepix, appdb, stratuslab. Got no match for: glance",
+            "must be one or more of: local, hepix, appdb, stratuslab, oci. Got no match for: glance",
         ),
     ],
 )

@@ -25,8 +25,7 @@ from ansible_collections.cloudimg.factory.tests.tools import pki, registry_serve
 from ansible_collections.cloudimg.factory.tests.tools.registry_server import PASSWORD, USER, Front, Registry
 
 pytestmark = pytest.mark.skipif(
-    not registry_server.is_installed(),
-    reason=f"{registry_server.PACKAGE} is not installed (role builder, feature publish)",
+    not registry_server.is_installed(), reason=f"{registry_server.PACKAGE} is not there, and cannot be fetched"
 )
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 ROBOT = "robot$vo.example.org+publisher"

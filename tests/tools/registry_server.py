@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import functools
 import http.client
 import http.server
 import json
@@ -16,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 import typing as t
@@ -30,9 +32,33 @@ _BCRYPT = "$2b$04$KD/qXOZA18UzsLFgwKPIQeSWMVSteI8vR24iJjfak1hgvt1xzVTD2"
 _SECRET = "not-random-so-that-uploads-outlive-a-restart"
 
 
+@functools.lru_cache(None)
+def program() -> str | None:
+    """The registry: what is installed, else what is in Debian's package, which is fetched and unpacked, and not installed.
+
+    Installing it would start a registry for everybody on port 5000.
+    """
+    found = shutil.which(PROGRAM)
+    if found or not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        return found
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "cloudimg.factory/tests", PACKAGE)
+    binary = cache / "usr/bin" / PROGRAM
+    if not binary.exists():
+        with tempfile.TemporaryDirectory(prefix="cloudimg-registry-") as name:
+            fetched = subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=name, capture_output=True, check=False)
+            packages = list(Path(name).glob("*.deb"))
+            if fetched.returncode or not packages:
+                return None
+            subprocess.run(["dpkg-deb", "-x", str(packages[0]), f"{name}/x"], check=True)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # another worker was faster
+                shutil.move(f"{name}/x", cache)
+    return str(binary)
+
+
 def is_installed() -> bool:
     """Whether there is a registry to test against."""
-    return shutil.which(PROGRAM) is not None
+    return program() is not None
 
 
 class Registry:
@@ -78,7 +104,7 @@ class Registry:
         (self.root / "config.yml").write_text(json.dumps(configuration), encoding="utf-8")
         with (self.root / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [PROGRAM, "serve", str(self.root / "config.yml")], stdout=log, stderr=log, start_new_session=True
+                [str(program()), "serve", str(self.root / "config.yml")], stdout=log, stderr=log, start_new_session=True
             )
         end = time.monotonic() + 60
         while time.monotonic() < end and self._process.poll() is None:
@@ -116,6 +142,7 @@ class Fault:
     :ivar times: how many such requests fail.
     :ivar after: whether the registry does what it is asked for before.
     :ivar skip: how many such requests pass before.
+    :ivar restart: is called instead of an answer, and ``half`` of the request comes to the registry before.
     """
 
     method: str
@@ -127,6 +154,7 @@ class Fault:
     skip: int = 0
     body: bytes = b""
     restart: t.Callable[[], None] | None = None
+    half: bool = False
 
 
 @dataclasses.dataclass
@@ -242,10 +270,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         fault = front.fault(self.command, self.path)
         if fault and fault.restart:
-            # Half of what is sent comes, then the registry goes down and up again.
-            half = self.rfile.read(length // 2)
-            self._half(half, length)
+            if fault.half:
+                self._half(self.rfile.read(length // 2))
             fault.restart()
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         if fault and not fault.after:
             if not fault.status:
@@ -294,14 +322,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _half(self, half: bytes, length: int) -> None:
+    def _half(self, half: bytes) -> None:
         """The registry gets the head and half of the body."""
         with socket.create_connection(("127.0.0.1", self.server_front.registry.port), 30) as wire:
             head = [f"{self.command} {self.path} HTTP/1.1"]
             head += [f"{name}: {value}" for name, value in self.headers.items()]
             wire.sendall("\r\n".join([*head, "", ""]).encode() + half)
             time.sleep(0.3)
-        self.connection.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, asked: Asked, status: int, headers: t.Mapping[str, str], body: bytes) -> None:
         asked.status = status

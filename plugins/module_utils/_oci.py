@@ -20,7 +20,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _oci_descr
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import checked
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
-from ansible_collections.cloudimg.factory.plugins.module_utils._oci_attach import CERTIFICATE, Attachments
+from ansible_collections.cloudimg.factory.plugins.module_utils._oci_attach import Attachments
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_blobs import CHUNK, Upload
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_harbor import Remover
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_referrers import DEPRECATED, Attachment, Referrers
@@ -150,14 +150,15 @@ class Catalogue:
         before = referrers.types()
         for each in wanted:
             known = referrers.ours(each.artifact_type, identifier)
-            if _is_signed(each, known):
+            if each.is_among(known):
                 continue
-            found = each.manifest(subject, identifier)
+            ready = each.ready()
+            found = ready.manifest(subject, identifier)
             stale = [row for row in known if row["digest"] != found.digest]
             if len(stale) == len(known):
                 result.act(f"{name}: {each.name or each.artifact_type} is not attached to it yet")
                 if not self.check_mode:
-                    referrers.attach(found, each.data)
+                    referrers.attach(found, ready.data)
             if stale and not self.check_mode:
                 referrers.detach(stale)
         deprecated = referrers.ours(DEPRECATED, identifier)
@@ -345,9 +346,3 @@ class Catalogue:
             "sent": self.sent,
             "removed": removed,
         }
-
-
-def _is_signed(wanted: Attachment, known: t.Sequence[t.Mapping[str, t.Any]]) -> bool:
-    """A signature has its time in it, so that it is never the same twice: one by the same certificate will do."""
-    mark = wanted.annotations.get(CERTIFICATE)
-    return bool(mark) and any((row.get("annotations") or {}).get(CERTIFICATE) == mark for row in known)

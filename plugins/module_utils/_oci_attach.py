@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import hashlib
+import json
 import typing as t
 from pathlib import Path
 
@@ -23,6 +26,9 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._oci_referrers im
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import explain_os_errors
 
 CERTIFICATE = "cloudimg.certificate"
+"""A signature has its time in it, so that it is never the same twice: one by the same certificate will do."""
+PACKAGES = "cloudimg.packages"
+"""A bill of materials of 600 packages takes a second to make: it is not made where there is one of the same."""
 LARGEST = 64 << 20
 """Bytes that a file which is attached may have: it is held in memory."""
 
@@ -56,8 +62,17 @@ class Attachments:
         if self.sbom and build.packages:
             packages = sbom.read_packages(plain(folder / build.packages))
             if packages:
-                data = sbom.render(build, packages, package.layer)
-                found.append(Attachment(sbom.MEDIA_TYPE, data, f"{build.image}-{build.version}.cdx.json"))
+                need("cyclonedx", sbom.CYCLONEDX)
+                digest = hashlib.sha256(json.dumps(packages, sort_keys=True).encode()).hexdigest()
+                found.append(
+                    Attachment(
+                        sbom.MEDIA_TYPE,
+                        name=f"{build.image}-{build.version}.cdx.json",
+                        annotations={PACKAGES: f"{sbom.VERSION}:{digest}"},
+                        mark=PACKAGES,
+                        render=functools.partial(sbom.render, build, packages, package.layer),
+                    )
+                )
         if self.assess and (folder / _verdict.ASSESSMENT).exists():
             found.append(Attachment(ASSESS, _read(plain(folder / _verdict.ASSESSMENT)), _verdict.ASSESSMENT))
         if self.key:
@@ -81,7 +96,7 @@ class Attachments:
         now = datetime.datetime.now(datetime.timezone.utc)
         data = _hepix_pkcs7.sign(package.manifest.data, signer, now)
         about = {CERTIFICATE: _x509.fingerprint(signer.certificate), "cloudimg.signer": signer.dn}
-        return Attachment(SIGNATURE, data, f"{build.image}-{build.version}.p7s", about)
+        return Attachment(SIGNATURE, data, f"{build.image}-{build.version}.p7s", about, CERTIFICATE)
 
 
 def _read(path: Path) -> bytes:

@@ -38,12 +38,27 @@ _ATTEMPTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Attachment:
-    """A file that is to be attached; without ``data`` the annotations are all that it says."""
+    """A file that is to be attached; without ``data`` and ``render`` the annotations are all that it says.
+
+    :ivar mark: the annotation by which one that is there is known to be as good, though its bytes may be others.
+    :ivar render: makes the data when they are needed.
+    """
 
     artifact_type: str
     data: bytes = b""
     name: str = ""
     annotations: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    mark: str = ""
+    render: t.Callable[[], bytes] | None = None
+
+    def ready(self) -> Attachment:
+        """The same with its data."""
+        return dataclasses.replace(self, data=self.render(), render=None) if self.render else self
+
+    def is_among(self, known: t.Sequence[t.Mapping[str, t.Any]]) -> bool:
+        """Whether one of these descriptors has the same mark."""
+        value = self.annotations.get(self.mark)
+        return bool(value) and any((row.get("annotations") or {}).get(self.mark) == value for row in known)
 
     def manifest(self, subject: Found, identifier: str) -> Found:
         """Its manifest: the same bytes for the same content and subject."""

@@ -19,6 +19,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._state import exp
 
 MEDIA_TYPE = "application/vnd.cyclonedx+json"
 CYCLONEDX = "7.0"
+"""The oldest version of the library."""
+VERSION = "cyclonedx-1.5"
 _FAMILIES = {"deb": {"debian", "ubuntu"}, "rpm": {"rhel", "fedora", "centos", "suse", "almalinux", "rocky", "opensuse"}}
 
 

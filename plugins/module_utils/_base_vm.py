@@ -14,7 +14,15 @@ import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _cli, _layers, _libvirt, _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import (
+    _accel,
+    _cli,
+    _descriptor,
+    _layers,
+    _libvirt,
+    _qemu_img,
+    _state,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, fast_checksum
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
@@ -123,7 +131,7 @@ def new_record(image: str, digest: str, inputs: t.Mapping[str, t.Any], disk: Pat
         "image": image,
         "digest": digest,
         "inputs": dict(inputs),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created": _descriptor.now(),
         "file_size": disk.stat().st_size,
         "checksum": fast_checksum(disk),
     }

@@ -11,22 +11,21 @@ that under the lock under which it is removed here, so that either it is renewed
 
 from __future__ import annotations
 
-import calendar
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _disk_chain, _layers, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _disk_chain, _layers, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._build import Builds
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 
 _SECTOR = 512
 _SIDECARS = (".json", ".packages.json", ".iso.digests.json")
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclasses.dataclass
@@ -180,13 +179,13 @@ def _running(workspace: _state.Workspace) -> tuple[float, set[str]]:
 
 def _epoch(text: str) -> float:
     try:
-        return float(calendar.timegm(time.strptime(text, _TIME)))
+        return _descriptor.parse_time(text).timestamp()
     except ValueError:
         return 0.0  # then all that there is stays
 
 
 def _moment(seconds: float) -> str:
-    return time.strftime(_TIME, time.gmtime(seconds))
+    return _descriptor.format_time(datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc))
 
 
 def _is_open(entry: Entry) -> bool:

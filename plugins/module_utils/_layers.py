@@ -11,11 +11,10 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _qemu_img, _state
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _qemu_img, _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, fast_checksum
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
@@ -234,7 +233,7 @@ def commit(
             "parent": layer.parent.name,
             "parent_digest": layer.parent_digest,
             "parent_stamp": stamp(layer.parent),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "created": _descriptor.now(),
             "stamp": stamp(disk),
             "checksum": checksum,
             "facts": dict(found or {}),

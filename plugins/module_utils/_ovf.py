@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing as t
-from xml.parsers import expat
 
+from ansible_collections.cloudimg.factory.plugins.module_utils import _xml
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 LARGEST = 1 << 20
 """Bytes that a description may have; VirtualBox's and VMware's have some ten thousand."""
 
-_DEEPEST = 64
+_MEND = "export the appliance anew where it comes from"
 _UNITS = {"byte": 1, "bytes": 1, "kilobytes": 1 << 10, "megabytes": 1 << 20, "gigabytes": 1 << 30}
 _POWER = re.compile(r"byte\s*\*\s*2\s*\^\s*(\d{1,2})")
 
@@ -88,43 +88,17 @@ def _capacity(disk: t.Mapping[str, str], where: str) -> int | None:
 
 
 def _parse(data: bytes, where: str) -> list[_Element]:
-    """All elements in the order of the document, with their local names; a list, so that depth costs no stack."""
-    if len(data) > LARGEST:
-        _refuse(f"is larger than {LARGEST >> 20} MiB", where)
-    found: list[_Element] = []
-    depth = 0
-
-    def begin(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > _DEEPEST:
-            _refuse("is nested deeper than any OVF", where)
-        found.append(_Element(_local(tag), {_local(name): value for name, value in attributes.items()}))
-
-    def end(_tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-
-    def no_document_type(*_about: object) -> t.NoReturn:
-        _refuse("has a document type (DTD), which may name entities and files outside", where)
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler = begin
-    parser.EndElementHandler = end
-    parser.StartDoctypeDeclHandler = no_document_type
-    parser.EntityDeclHandler = no_document_type
-    parser.ExternalEntityRefHandler = no_document_type
-    parser.SetParamEntityParsing(expat.XML_PARAM_ENTITY_PARSING_NEVER)
-    try:
-        parser.Parse(data, True)
-    except (expat.ExpatError, ValueError, LookupError) as exc:  # the latter two: unknown encodings
-        _refuse(f"is no XML: {exc}", where)
-    return found
+    """All elements in the order of the document, with their local names."""
+    root = _xml.parse(data, where, mend=_MEND, largest=LARGEST)
+    return [
+        _Element(_local(element.tag), {_local(name): value for name, value in element.attrib.items()})
+        for element in root.iter()
+    ]
 
 
 def _local(name: str) -> str:
-    return name.rpartition(" ")[2]
+    return name.rpartition("}")[2]
 
 
 def _refuse(problem: str, where: str) -> t.NoReturn:
-    raise FactoryError(problem, where=where, mend="export the appliance anew where it comes from")
+    raise FactoryError(problem, where=where, mend=_MEND)

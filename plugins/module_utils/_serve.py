@@ -13,10 +13,12 @@ requests. How files get there is a :class:`Store`, one a protocol (C(_serve_<pro
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import io
 import re
+import time
 import typing as t
 from pathlib import Path, PurePosixPath
 
@@ -31,9 +33,13 @@ LARGEST_LIST = 64 << 20
 """Bytes of the longest list that is compared with the one that is served."""
 _NAME = re.compile(r"[A-Za-z0-9_+~@=,-][A-Za-z0-9._+~@=,-]*")
 _LOCK_WAIT = 900.0
+DELAYS = (1.0, 4.0)
+"""Seconds before each new attempt of what the network has cut short."""
 AGAIN = "check the network and that server, then run this again"
 
-__all__ = ["AGAIN", "Content", "Interrupted", "Place", "Store"]
+_T = t.TypeVar("_T")
+
+__all__ = ["AGAIN", "Content", "Interrupted", "Place", "Store", "persist"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +102,18 @@ class Store(abc.ABC):
         return f"{self.where.rstrip('/')}/{name}"
 
 
+def persist(attempt: t.Callable[[], _T], progress: Progress) -> _T:
+    """Repeat what raises Interrupted, a few times; for what may be done twice."""
+    for delay in DELAYS:
+        with contextlib.suppress(Interrupted):
+            return attempt()
+        end = time.monotonic() + delay
+        while time.monotonic() < end:
+            progress.report()
+            time.sleep(0.1)
+    return attempt()
+
+
 def check_name(name: str, key: str) -> str:
     """A name below a store, which has to be the same in a path, a URL, and a shell; raises FactoryError where it is not."""
     parts = name.split("/")
@@ -125,8 +143,11 @@ class Place:
         """Under which URL readers get a file."""
         return f"{self.public}/{name}" if self.public else None
 
-    def put_artifact(self, name: str, content: Content) -> None:
-        """Have an artifact there, whole, and its checksum beside it."""
+    def put_artifact(self, name: str, content: Content, settled: t.Callable[[], object] = lambda: None) -> None:
+        """Have an artifact there, whole, and its checksum beside it.
+
+        :param settled: called between these two; raises FactoryError where what was sent has changed meanwhile.
+        """
         sidecar = Content.of(f"{content.sha256}  {PurePosixPath(name).name}\n".encode("ascii"))
         beside = self.store.read(name + SIDECAR, 1024)
         reason = self._differs(name, content, beside)
@@ -141,6 +162,12 @@ class Place:
                 self.store.remove(name + SIDECAR)
             self.progress.phase(f"send {PurePosixPath(name).name}")
             self._put(name, content)
+            try:
+                settled()
+            except FactoryError:
+                with contextlib.suppress(FactoryError):
+                    self.store.remove(name)  # it would be taken for what it should have been
+                raise
         self._put(name + SIDECAR, sidecar)
 
     def put_list(self, name: str, path: Path) -> None:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -47,9 +48,11 @@ class Directory(_serve.Store):
         path = self._root / name
         with _state.explain_os_errors(path):
             _state.reap_partials(path.parent)
+            digest = hashlib.sha256()
             with _state.partial(path) as partial:
                 with content.open() as stream, partial.open("xb") as sink:
                     while chunk := stream.read(_CHUNK):
+                        digest.update(chunk)
                         sink.write(chunk)
                         self.sent += len(chunk)
                         progress.report(done=sink.tell(), total=content.size)
@@ -58,7 +61,7 @@ class Directory(_serve.Store):
                 partial.chmod(0o644)
             if content.path:
                 with contextlib.suppress(PermissionError):
-                    remember_digests(path, {"sha256": content.sha256})
+                    remember_digests(path, {"sha256": digest.hexdigest()})
 
     def remove(self, name: str) -> bool:
         path = self._root / name

@@ -85,6 +85,11 @@ class RsyncStore(_serve.Store):
         self, name: str, options: t.Sequence[str], places: t.Sequence[str], *, missing: bool = False
     ) -> _cli.Completed | None:
         """Run rsync; None where there is no such file, and ``missing`` says that this is no error."""
+        return _serve.persist(lambda: self._try(name, options, places, missing), self._progress)
+
+    def _try(
+        self, name: str, options: t.Sequence[str], places: t.Sequence[str], missing: bool
+    ) -> _cli.Completed | None:
         _cli.require("rsync")
         shell = shlex.join(self._account.ssh())
         argv = ["rsync", "-s", f"--timeout={self._silence}", "-e", shell, *options, "--", *places]

@@ -106,6 +106,9 @@ class SftpStore(_serve.Store):
         return f"{self._root.rstrip('/')}/{name}" if self._root else f"./{name}"
 
     def _do(self, name: str, work: t.Callable[[_sftp.Sftp], _T]) -> _T:
+        return _serve.persist(lambda: self._try(name, work), self._progress)
+
+    def _try(self, name: str, work: t.Callable[[_sftp.Sftp], _T]) -> _T:
         try:
             if self._session is None:
                 argv = [*self._account.ssh(), "-s", "--", self._account.host, "sftp"]

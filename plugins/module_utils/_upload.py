@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing as t
 from pathlib import Path
 
@@ -43,19 +44,18 @@ def put_build(place: _serve.Place, descriptor: Path, *, formats: t.Sequence[str]
             mend="name one that it has: " + ", ".join(dict.fromkeys(artifact.format for artifact in build.artifacts)),
         )
     prefix = folder_of(build, folder)
-    names = {}
+    rows = []
     # All are looked at before the first one is sent.
-    contents = {}
     for artifact in chosen:
         name = _serve.check_name(f"{prefix}/{artifact.path}" if prefix else artifact.path, "artifacts")
         place.progress.phase(f"check {artifact.path}")
         path = checked(descriptor, build, artifact)
-        contents[name] = _serve.Content(artifact.size, artifact.checksums["sha256"], path)
-        names[artifact.path] = name
-    for name, content in contents.items():
-        place.put_artifact(name, content)
+        rows.append((artifact, name, _serve.Content(artifact.size, artifact.checksums["sha256"], path)))
+    for artifact, name, content in rows:
+        # Looked at again, which reads it only where it has changed since.
+        place.put_artifact(name, content, functools.partial(checked, descriptor, build, artifact))
     place.result.image = build.document()
-    return names
+    return {artifact.path: name for artifact, name, _content in rows}
 
 
 def served(place: _serve.Place, names: t.Mapping[str, str]) -> list[dict[str, t.Any]]:

@@ -14,23 +14,23 @@ from xml.parsers import expat
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 LARGEST = 16 << 20
-"""Bytes that a document may have."""
+"""Bytes that a document may have, where nothing else is said."""
 
 _DEEPEST = 64
 
 
-def parse(data: bytes, where: str, *, mend: str = "check what is there") -> ET.Element:
+def parse(data: bytes, where: str, *, mend: str = "check what is there", largest: int = LARGEST) -> ET.Element:
     """The root element of a document; names are C({namespace}local), as ElementTree has them.
 
     :param where: the document, for messages.
-    :raises FactoryError: it is no XML, has a document type, is larger than :data:`LARGEST` or nested too deeply.
+    :raises FactoryError: it is no XML, has a document type, has more bytes than ``largest``, or is nested too deeply.
     """
 
     def refuse(problem: str) -> t.NoReturn:
         raise FactoryError(problem, where=where, mend=mend)
 
-    if len(data) > LARGEST:
-        refuse(f"is larger than {LARGEST >> 20} MiB")
+    if len(data) > largest:
+        refuse(f"is larger than {largest >> 20} MiB")
     builder = ET.TreeBuilder()
     depth = 0
 

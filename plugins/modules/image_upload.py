@@ -70,7 +70,7 @@ options:
     description: The name of O(list) below O(target). By default that of the file.
     type: str
   names:
-    description: What to remove with O(state=absent), relative to O(target), as RV(files[].name) says it.
+    description: What to remove with O(state=absent), relative to O(target), as C(name) of RV(files) says it.
     type: list
     elements: str
     default: []

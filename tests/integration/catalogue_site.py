@@ -33,17 +33,17 @@ SECRETS = {"password": "swordfish-in-dav-4711", "passphrase": "open-sesame-endor
 EVERYWHERE = ["local", "hepix", "appdb", "stratuslab"]
 
 
-def make_build(folder: Path, version: str, expires: str = "2099-01-01T00:00:00Z") -> Path:
+def make_build(folder: Path, version: str, expires: str = "2099-01-01T00:00:00Z", image: str = IMAGE) -> Path:
     """The directory of a build with a real, tiny qcow2, that was assessed as good; returns the descriptor's path."""
     folder.mkdir(parents=True)
-    disk = folder / f"{IMAGE}-{version}.qcow2"
+    disk = folder / f"{image}-{version}.qcow2"
     _qemu_img.create(disk, 16 << 20)
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P {ord(version[-1])} 0 256k", str(disk)], check=True)
     digests = _digest.file_digests(disk)
     artifact = _descriptor.Artifact("qcow2", disk.name, disk.stat().st_size, 16 << 20, digests)
     build = _descriptor.Descriptor(
-        image=IMAGE,
-        identifier=_descriptor.stable_identifier(IMAGE),
+        image=image,
+        identifier=_descriptor.stable_identifier(image),
         version=version,
         title="Debian 12",
         description="Minimal Debian 12",
@@ -142,7 +142,7 @@ class Site:
         """The signed list as it is served."""
         return self.servers.dav.root / self.root.name / "image.list"
 
-    def write_inventory(self, **more: t.Any) -> None:
+    def write_inventory(self, images: t.Sequence[str] = (IMAGE,), **more: t.Any) -> None:
         """Secrets stand in it as in a vault: they are read from a file of variables."""
         wires = self.servers.wires
         keys = {"certificate": str(self.endorser.certificate), "passphrase": "{{ vault_passphrase }}"}
@@ -181,14 +181,16 @@ class Site:
             **more,
         }
         hosts = {"localhost": {"ansible_connection": "local"}}
-        inventory = {"all": {"hosts": hosts, "children": {"images": {"hosts": {IMAGE: None}, "vars": variables}}}}
+        inventory = {
+            "all": {"hosts": hosts, "children": {"images": {"hosts": dict.fromkeys(images), "vars": variables}}}
+        }
         (self.root / "hosts.yml").write_text(yaml.safe_dump(inventory), encoding="utf-8")
         vault = {f"vault_{name}": secret for name, secret in SECRETS.items()}
         (self.root / "vault.yml").write_text(yaml.safe_dump(vault), encoding="utf-8")
 
-    def build(self, version: str, **options: str) -> Path:
+    def build(self, version: str, image: str = IMAGE, **options: str) -> Path:
         """A build, as the stages before have left it."""
-        return make_build(self.workspace / "builds" / IMAGE / version, version, **options)
+        return make_build(self.workspace / "builds" / image / version, version, image=image, **options)
 
     def command(self, playbook: str, *arguments: str, **extra: t.Any) -> list[str]:
         """The words of ansible-playbook."""

@@ -163,6 +163,18 @@ def test_another_machine_needs_but_the_directory_of_the_build(site: Site) -> Non
 
 
 @pytest.mark.slow
+def test_images_that_are_published_at_the_same_time_share_a_list(site: Site) -> None:
+    images = [IMAGE, "debian-13", "alma-9"]
+    site.write_inventory(images, image_catalogues=["hepix"])
+    for image in images:
+        site.build("1", image)
+    assert site.play("publish.yml", "--forks=3", publish_version="1").changed
+    assert site.listed() == ["1", "1", "1"]
+    assert site.list.read_bytes() == (site.root / "image.list").read_bytes()
+    assert not site.play("publish.yml", "--forks=3", publish_version="1").changed
+
+
+@pytest.mark.slow
 def test_the_list_is_submitted_to_appdb(site: Site) -> None:
     url = site.servers.appdb.submit_url
     site.write_inventory(

@@ -284,6 +284,29 @@ def test_nothing_is_sent_of_what_is_not_as_the_descriptor_says(far: t.Any, tmp_p
         upload(far, descriptor)
 
 
+@pytest.mark.parametrize("kind", ["directory", "dav", "s3"])
+def test_a_disk_that_changes_while_it_is_sent(
+    request: pytest.FixtureRequest, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor = make_build(tmp_path / "build")
+    far = make_far(request, kind, tmp_path)
+    put = _serve.Place._put
+
+    def meddling(place: _serve.Place, name: str, content: _serve.Content) -> None:
+        if content.path:
+            content.path.write_bytes(DISK[:-1] + b"?")
+        put(place, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_serve.Place, "_put", meddling)
+        with pytest.raises(FactoryError, match=r"debian-12-1.qcow2: artifacts: was changed after its export"):
+            upload(far, descriptor)
+    assert far.files() == {}
+    (tmp_path / "build/debian-12-1.qcow2").write_bytes(DISK)
+    upload(far, descriptor)
+    assert far.files() == wanted(DISK)
+
+
 def through(far: t.Any, proxy: DroppingProxy, sshd_home: Path | None) -> t.Any:
     """The same place, at the other end of a wire."""
     if isinstance(far, Bucket):
@@ -310,7 +333,7 @@ def assert_never_half(far: t.Any, kind: str, listed: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "rsync+ssh" else kind for kind in NETWORK]
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in ("rsync+ssh", "s3") else kind for kind in NETWORK]
 )
 def test_network_cut_at_each_connection(
     request: pytest.FixtureRequest, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,7 +359,9 @@ def test_network_cut_at_each_connection(
                 root.mkdir()
                 far = make_far(request, kind, root)
                 proxy.again(Cut(number, **place))
-                said = failure(lambda: upload(through(far, proxy, home), descriptor, listed))  # noqa: B023
+                with monkeypatch.context() as patience:
+                    patience.setattr(_serve, "DELAYS", ())
+                    said = failure(lambda: upload(through(far, proxy, home), descriptor, listed))  # noqa: B023
                 failed += bool(said)
                 assert PASSWORD not in said and KEYS["secret_key"] not in said
                 assert len(said.splitlines()) <= 1
@@ -363,3 +388,13 @@ def leftovers(far: t.Any) -> list[str]:
     if isinstance(far, Bucket):
         return [row["Key"] for row in far.client().list_multipart_uploads(Bucket=far.name).get("Uploads", [])]
     return [str(path) for path in far.root.rglob(".partial-*")]
+
+
+@pytest.mark.parametrize("kind", ["sftp", "rsync+ssh"])
+def test_one_broken_connection_is_got_over(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
+    descriptor = make_build(tmp_path / "build")
+    far = make_far(request, kind, tmp_path)
+    with DroppingProxy(far.port) as proxy:
+        proxy.again(Cut(0, reply=100), Cut(1, request=200))
+        upload(through(far, proxy, request.getfixturevalue("sshd").home), descriptor)
+    assert far.files() == wanted(DISK)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import threading
 import time
 import typing as t
@@ -278,8 +279,31 @@ def test_a_note_about_another_upload_is_not_used(site: Site, front: Front) -> No
         assert not note.exists() or note.read_text(encoding="utf-8") == text
 
 
+@pytest.mark.root
 def test_a_full_disk(tmp_path: Path, waits: list[float]) -> None:
-    """The registry answers 500 to what it cannot write; what has a tag stays whole."""
+    """What has a tag stays whole, and the next run goes on once there is room."""
+    store = tmp_path / "registry/store"
+    store.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(store)], check=True)
+    try:
+        with Registry(tmp_path / "registry") as registry, Front(registry) as front:
+            site = Site(tmp_path, front.url)
+            site.present(site.build(data=DATA))
+            newer = site.build("1.1", data=DATA[::-1] * 2)
+            failure = attempt(site, newer)
+            assert failure and "HTTP 500" in str(failure)
+            whole(site)
+            assert set(site.tags().values()) == {"1.0"}
+            subprocess.run(["mount", "-o", "remount,size=20m", str(store)], check=True)
+            site.present(newer)
+            whole(site)
+            assert site.tags()["12"] == "1.1" and not site.present(newer).changed
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
+
+
+def test_a_registry_that_cannot_store(tmp_path: Path, waits: list[float]) -> None:
+    """It answers 500 to each chunk; what has a tag stays whole."""
     with Registry(tmp_path / "registry") as registry, Front(registry) as front:
         site = Site(tmp_path, front.url)
         descriptor = site.build(data=DATA)

@@ -45,6 +45,8 @@ LIMIT = 16 << 20
 """Bytes that the body of a reply may have."""
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "PROPFIND"})
+_ANYWHERE = ("Accept", "Range")
+"""Headers of a request that another host gets, too, where the server redirects to one: they say what is asked for."""
 _LONGEST_WAIT = 60.0
 _HOPS = 5
 _NOT_DONE = (425, 429, 503)
@@ -144,7 +146,7 @@ class Http:
                 passing = reply.status in _NOT_DONE or (safe and reply.status in _PASSING)
                 if reply.status in accept or not delays or not passing:
                     return self._judged(reply, accept, safe)
-                wait = _retry_after(reply.headers.get("Retry-After", ""))
+                wait = retry_after(reply.headers.get("Retry-After", ""))
             self.pause(max(delays.pop(0), min(wait, _LONGEST_WAIT)))
 
     def _judged(self, reply: Reply, accept: t.Container[int], safe: bool) -> Reply:
@@ -219,7 +221,7 @@ class Http:
                 "User-Agent": "cloudimg.factory",
                 "Accept-Encoding": "identity",
                 **(self._headers if ours else {}),
-                **((headers or {}) if ours else {}),
+                **{name: text for name, text in (headers or {}).items() if ours or name in _ANYWHERE},
             },
             # A function that does nothing keeps a ~/.netrc from being asked.
             auth=self._auth if ours and self._auth else lambda request: request,
@@ -364,7 +366,7 @@ def _loopback(host: str) -> bool:
         return False
 
 
-def _retry_after(text: str) -> float:
+def retry_after(text: str) -> float:
     """Seconds of a Retry-After header (RFC 9110 10.2.3): a number or a date."""
     if text.strip().isdigit():
         return float(text)

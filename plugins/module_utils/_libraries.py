@@ -18,12 +18,13 @@ DISTRIBUTIONS: dict[str, tuple[str, str | None]] = {
     "boto3": ("boto3", "python3-boto3"),
     "cryptography": ("cryptography", "python3-cryptography"),
     "jinja2": ("jinja2", "python3-jinja2"),
+    "cyclonedx": ("cyclonedx-python-lib", None),
     "lxml": ("lxml", "python3-lxml"),
     "pyone": ("pyone", None),
     "requests": ("requests", "python3-requests"),
     "signxml": ("signxml", "python3-signxml"),
 }
-"""What to install for a top-level module: its name on PyPI, and Debian's package."""
+"""What to install for a top-level module: its name on PyPI, and Debian's package (None: Debian 12 has none)."""
 
 
 def need(name: str, minimum: str | None = None) -> types.ModuleType:

@@ -17,7 +17,9 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._versions import 
 DISTRIBUTIONS = {
     "boto3": ("boto3", "python3-boto3"),
     "cryptography": ("cryptography", "python3-cryptography"),
+    "keystoneauth1": ("keystoneauth1", "python3-keystoneauth1"),
     "lxml": ("lxml", "python3-lxml"),
+    "openstack": ("openstacksdk", "python3-openstacksdk"),
     "requests": ("requests", "python3-requests"),
     "signxml": ("signxml", "python3-signxml"),
 }

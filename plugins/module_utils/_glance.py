@@ -15,7 +15,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _glance_upload
-from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._glance_api import (
     BUSY,
     DONE,
@@ -291,7 +291,10 @@ class Shelf:
                     self.retire(image, "absent", f"{terms.keep} newer versions are there")
                 elif terms.former != "visible":
                     self.retire(image, terms.former, f"version {version} takes its place")
-            except (Answered, Unknown) as exc:
+            except Cancelled:
+                raise
+            except FactoryError as exc:
+                # The new version is offered; a later run tries again.
                 self.warnings.append(f"version {image[VERSION]} is not retired: {exc}")
 
     def retire(self, image: Image, state: str, reason: str, protected: bool | None = None) -> bool:

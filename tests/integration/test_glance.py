@@ -271,7 +271,10 @@ def test_a_protected_image(site: Site, server: GlanceServer) -> None:
     site.publish("1", protected=True)
     done = site.run(state="absent", image=IMAGE, version="1")
     assert done.failed and "is protected; give protected: false" in done.msg and len(server.images()) == 1
-    assert site.run(state="absent", image=IMAGE, version="1", protected=False).changed and server.images() == []
+    done = site.publish("2", keep=1)
+    assert "version 1 is not retired" in str(done.warnings) and len(server.images()) == 2
+    assert site.run(state="absent", image=IMAGE, version="1", protected=False).changed
+    assert [image["cloudimg_version"] for image in server.images()] == ["2"]
 
 
 def test_egi_properties(site: Site, server: GlanceServer) -> None:

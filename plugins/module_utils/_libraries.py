@@ -17,9 +17,11 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._versions import 
 DISTRIBUTIONS: dict[str, tuple[str, str | None]] = {
     "boto3": ("boto3", "python3-boto3"),
     "cryptography": ("cryptography", "python3-cryptography"),
-    "jinja2": ("jinja2", "python3-jinja2"),
     "cyclonedx": ("cyclonedx-python-lib", None),
+    "jinja2": ("jinja2", "python3-jinja2"),
+    "keystoneauth1": ("keystoneauth1", "python3-keystoneauth1"),
     "lxml": ("lxml", "python3-lxml"),
+    "openstack": ("openstacksdk", "python3-openstacksdk"),
     "pyone": ("pyone", None),
     "requests": ("requests", "python3-requests"),
     "signxml": ("signxml", "python3-signxml"),

@@ -210,8 +210,8 @@ def test_the_list_is_submitted_to_appdb(site: Site) -> None:
         ({"publish_hepix": {"path": "/nowhere"}}, "missing required arguments: certificate, private_key"),
         ({"publish_appdb": {}}, "missing required arguments: api_url, appliance"),
         (
-            {"publish_catalogues": ["glance"]},
-            "must be one or more of: local, hepix, appdb, stratuslab, opennebula. Got no match for: glance",
+            {"publish_catalogues": ["ec2"]},
+            "must be one or more of: local, hepix, appdb, stratuslab, opennebula, oci, glance. Got no match for: ec2",
         ),
     ],
 )

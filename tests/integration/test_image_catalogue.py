@@ -175,7 +175,7 @@ def test_published_file_stands_alone(site: Site) -> None:
         (("-e", "publish_version=../1"), "No such file or directory"),
         (
             ("-e", "publish_version=1", "-e", '{"publish_catalogues": ["locl"]}'),
-            "must be one or more of: local, hepix, appdb, stratuslab, oci. Got no match for: locl",
+            "must be one or more of: local, hepix, appdb, stratuslab, opennebula, oci, glance. Got no match for: locl",
         ),
     ],
 )

@@ -99,8 +99,8 @@ def test_formats_are_names_where_there_are_no_options() -> None:
          "image_formats: has none that can be booted and assessed; add one of: qcow2, raw, vmdk, vdi, vhd, vhdx"),
         ({"formats": []}, "image_formats: is empty; name at least one, such as qcow2"),
         (
-            {"catalogues": ["glance"]},
-            "image_catalogues: 'glance' is not known; use one of: local, hepix, appdb, stratuslab, opennebula",
+            {"catalogues": ["ec2"]},
+            "image_catalogues: 'ec2' is not known; use one of: local, hepix, appdb, stratuslab, opennebula, oci, glance",
         ),
         ({"packages": ["htop", "-o APT::x"]}, "'-o APT::x' cannot be the name of a package"),
         ({"packages": [["htop"]]}, "image_packages: ['htop'] is not a text"),

@@ -250,7 +250,7 @@ def test_broken_certificate(grid: pki.Pki, tmp_path: Path, place: str) -> None:
             _x509.parse_certificate(broken)
         path = tmp_path / "cert.pem"
         path.write_text(ssl.DER_cert_to_PEM_cert(broken))
-        with pytest.raises(FactoryError, match="holds a broken certificate: .*; give a file in PEM"):
+        with pytest.raises(FactoryError, match=r"holds a broken certificate: .*; give a file in PEM"):
             _x509.read_certificates(path)
 
 

@@ -33,7 +33,7 @@ def run(*argv: str | Path, text: str | None = None) -> None:
 
 
 def raw_disk(path: Path, table: str = TABLE, *, mkfs: t.Sequence[str] = ("mkfs.ext4", "-q", "-d")) -> Path:
-    """A raw disk with holes: an ESP's place, then a root file system with an fstab and 1 MiB of noise."""
+    """A raw disk with holes: an ESP, with a boot loader where there is a system, then a root file system with an fstab and 1 MiB of noise."""
     tree = path.with_name(f"{path.name}.tree")
     (tree / "etc").mkdir(parents=True)
     (tree / "etc/fstab").write_text("/dev/sda2 / ext4 defaults 0 1\n")
@@ -46,7 +46,20 @@ def raw_disk(path: Path, table: str = TABLE, *, mkfs: t.Sequence[str] = ("mkfs.e
     if mkfs:
         run(*mkfs, *([tree] if mkfs[-1] == "-d" else []), volume)
     put(volume, path)
+    if mkfs and mkfs[-1] == "-d":
+        put_loader(path)
     return path
+
+
+def put_loader(disk: Path) -> None:
+    """Write an EFI system partition with a boot loader to the first MiB after the table."""
+    volume, loader = disk.with_name(f"{disk.name}.esp"), disk.with_name("BOOTX64.EFI")
+    volume.write_bytes(bytes(MIB))
+    loader.write_bytes(b"MZ")
+    run("mkfs.vfat", "--invariant", volume)
+    run("mmd", "-i", volume, "::/EFI", "::/EFI/BOOT")
+    run("mcopy", "-i", volume, loader, "::/EFI/BOOT/BOOTX64.EFI")
+    run("dd", f"if={volume}", f"of={disk}", "bs=1M", "seek=1", "conv=notrunc")
 
 
 def put(volume: Path, disk: Path) -> None:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import pytest
 import yaml
+from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
 from catalogue_site import IMAGE, make_build
 
@@ -81,10 +82,12 @@ class Site:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
         kept.update({"HOME": str(self.root), "OS_CLIENT_CONFIG_FILE": str(self.root / "clouds.yaml")})
         stdout = io.StringIO()
+        warned: list[str] = []  # a process that has loaded Ansible's controller would show them, not return them
         with (
             mock.patch.dict(os.environ, kept, clear=True),
             mock.patch.object(_http, "DELAYS", (0.05, 0.05)),
             mock.patch.object(_glance_upload, "SETTLE", 1.0),
+            mock.patch.object(AnsibleModule, "warn", lambda _module, text: warned.append(text)),
             patch_module_args(given),
             contextlib.redirect_stdout(stdout),
             contextlib.suppress(SystemExit),
@@ -95,7 +98,7 @@ class Site:
             values = json.loads(output.strip().splitlines()[-1])
         except (IndexError, ValueError):
             pytest.fail(output)
-        return Done(values, output)
+        return Done({**values, "warnings": warned}, output)
 
     def publish(self, version: str, **options: t.Any) -> Done:
         """Publish a build; raises where the module fails."""

@@ -255,6 +255,7 @@ def test_put_again_and_remove(far: t.Any, tmp_path: Path) -> None:
         (b"short", "has 5 bytes, not 300000"),
         (bytes(300_000), None),
     ],
+    ids=["short", "zeros"],  # the name of a test is in its environment
 )
 def test_what_was_damaged_there_is_mended(far: t.Any, tmp_path: Path, damaged: bytes, reason: str | None) -> None:
     descriptor = make_build(tmp_path / "build")

@@ -24,6 +24,8 @@ import typing as t
 import urllib.request
 from pathlib import Path
 
+from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
+
 HERE = Path(__file__).resolve().parent
 _REQUIREMENTS = HERE / "glance-requirements.txt"
 _CONFIGURATION = """\
@@ -196,7 +198,10 @@ class GlanceServer:
             words = {"os_hidden": hidden, "sort": "created_at:asc", **filters}
             path = "/v2/images?" + "&".join(f"{key}={value}" for key, value in words.items())
             found.update({image["id"]: image for image in self.ask("GET", path)["images"]})
-        return sorted(found.values(), key=lambda image: image["created_at"])
+        # Times are in whole seconds, in which a fast machine makes more than one.
+        return sorted(
+            found.values(), key=lambda image: (image["created_at"], version_key(image.get("cloudimg_version", "")))
+        )
 
     def visible(self, **filters: str) -> list[dict[str, t.Any]]:
         """What users see in a list."""

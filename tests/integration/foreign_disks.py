@@ -33,7 +33,7 @@ def run(*argv: str | Path, text: str | None = None) -> None:
 
 
 def raw_disk(path: Path, table: str = TABLE, *, mkfs: t.Sequence[str] = ("mkfs.ext4", "-q", "-d")) -> Path:
-    """A raw disk with holes: an ESP, with a boot loader where there is a system, then a root file system with an fstab and 1 MiB of noise."""
+    """A raw disk with holes: an ESP (with a boot loader, if there is a system), then a root with an fstab and 1 MiB of noise."""
     tree = path.with_name(f"{path.name}.tree")
     (tree / "etc").mkdir(parents=True)
     (tree / "etc/fstab").write_text("/dev/sda2 / ext4 defaults 0 1\n")

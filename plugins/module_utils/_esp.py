@@ -44,8 +44,9 @@ def make_findable(raw: Path, volume: _partitions.Volume) -> str | None:
             beside = (f"grub{arch}.efi", f"mm{arch}.efi") if shim else ()
             copies = {shim or name: f"{_BOOT}/BOOT{arch.upper()}.EFI"}
             for other in found:
-                stem = other.rpartition("/")[2]
-                if other.rpartition("/")[0] == folder and stem.lower() in beside:
+                home, _slash, stem = other.rpartition("/")
+                # What lies there already stays: a copy that failed is removed again.
+                if home == folder and stem.lower() in beside and f"{_BOOT}/{stem}".lower() not in have:
                     copies[other] = f"{_BOOT}/{stem}"
             problem = _copy(raw, volume, copies)
             where = folder.removeprefix("::")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_every_python_requirement_is_pinned(checkout: Path) -> None:
 @pytest.fixture(params=sorted(path.name for path in ROLES.iterdir() if path.is_dir()))
 def role(request: pytest.FixtureRequest) -> Path:
     return ROLES / request.param
+
+
+def test_no_list_depends_on_the_order_of_a_set(role: Path) -> None:
+    """Ansible's filters of sets give their result in another order in each process."""
+    sets = re.compile(r"\|\s*(?:difference|intersect|symmetric_difference|union)\(.*?(?:\}\}|%\}|$)", re.DOTALL)
+    loose = [
+        f"{path.relative_to(ROLES)}: {found[0]}"
+        for path in role.rglob("*.yml")
+        for found in sets.finditer(path.read_text(encoding="utf-8"))
+        if not re.search(r"\|\s*(sort|length)\b", found[0].partition("\n\n")[0])
+    ]
+    assert loose == []
 
 
 @pytest.mark.parametrize("name", ["README.md", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import platform
 import time
 import typing as t
 from pathlib import Path
@@ -21,6 +22,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _layers,
     _libvirt,
     _qemu_img,
+    _seed,
     _state,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest, fast_checksum
@@ -43,6 +45,8 @@ _RECIPE = 1
 _DISK_OVERHEAD = 0.10
 """What a file system and a boot loader take beside the unpacked system, as a share of it."""
 _LOG_TAIL = 5
+NATIVE = "x86_64"
+"""The architecture that needs no mention in the digest of a base."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Order:
     accelerator: str
     uri: str
     answer_files: dict[str, str]
+    answer_volume: str
+    arch: str
     directory: Path
     timeout: float
     inactivity: float
@@ -81,6 +87,10 @@ class Order:
             "answer_files": answers,
             "disk": {"size": self.disk_size},
             "machine": {"memory": self.memory, "cpus": self.cpus, "firmware": self.firmware},
+            # Named only where they are, so that the bases that have none keep their digest.
+            **({"answer_volume": self.answer_volume} if self.answer_volume else {}),
+            **({"drivers": self.medium["drivers"]["sha256"]} if self.medium.get("drivers") else {}),
+            **({"arch": self.arch} if self.arch != NATIVE else {}),
         }
 
 
@@ -169,7 +179,9 @@ def _check_size(order: Order) -> None:
 def _install_base(order: Order, inputs: dict[str, t.Any], digest: str, path: Path, progress: Progress) -> None:
     _cli.require_version("virt-install", MINIMUM_VERSION, "virtinst")
     _cli.require("virsh", "libvirt-clients")
-    accelerator = _accel.detect(wanted=order.accelerator)
+    if order.arch != platform.machine():
+        _cli.require(f"qemu-system-{order.arch}", "qemu-system-arm" if order.arch == "aarch64" else "qemu-system-x86")
+    accelerator = _accel.detect(wanted=order.accelerator) if order.arch == platform.machine() else "tcg"
     logs = order.directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for log in logs.glob("base_vm-*"):
@@ -212,7 +224,8 @@ def _run_installer(
     progress: Progress,
 ) -> None:
     medium = order.medium
-    machine = Machine(order.memory, order.cpus, order.firmware, accelerator, order.osinfo)
+    foreign = "" if order.arch == platform.machine() else order.arch
+    machine = Machine(order.memory, order.cpus, order.firmware, accelerator, order.osinfo, foreign)
     signs = Signs(*(tuple(medium.get(f"{kind}_lines") or ()) for kind in ("success", "failure", "question")))
     console = Console(logs / "base_vm-console.log")
     installation = _prepare(order, work)
@@ -220,7 +233,10 @@ def _run_installer(
     watch = Watch(
         libvirt, order.domain, disk, console, signs, progress, timeout=order.timeout, inactivity=order.inactivity
     )
-    progress.phase("installing")
+    minutes = medium.get("minutes")
+    progress.phase(
+        f"installing (with hardware virtualisation it takes about {minutes} min)" if minutes else "installing"
+    )
     try:
         install(libvirt, order.domain, argv, watch, logs / "base_vm-virt-install.log")
     except Cancelled:
@@ -238,30 +254,33 @@ def _run_installer(
 
 
 def _prepare(order: Order, work: Path) -> Installation:
-    """What to boot; kernel and initrd for a direct boot are taken out of the medium, answer files are written."""
+    """What to boot; kernel and initrd for a direct boot are taken out of the medium, answer files are written.
+
+    With C(answer_volume) the answer files become an ISO of that label; without, virt-install adds them to the initrd.
+    """
     medium = order.medium
     iso = Path(medium["path"])
     boot = medium.get("boot") or "location"
-    inject = []
-    for name, text in order.answer_files.items():
-        file = work / Path(name).name
-        _state.write_text(file, text, 0o600)
-        inject.append(file)
-    if boot != "direct":
-        return Installation(
-            iso,
-            boot,
-            medium.get("kernel") or "",
-            medium.get("initrd") or "",
-            medium.get("kernel_args") or "",
-            tuple(inject),
-        )
-    taken = {name: work / name for name in ("kernel", "initrd")}
-    argv: list[str | Path] = ["xorriso", "-osirrox", "on", "-indev", iso]
-    for name, file in taken.items():
-        argv += ["-extract", f"/{str(medium[name]).lstrip('/')}", file]
-    _cli.run(argv, timeout=120)
-    return Installation(iso, boot, str(taken["kernel"]), str(taken["initrd"]), medium.get("kernel_args") or "")
+    inject, volumes = [], []
+    if order.answer_files and order.answer_volume:
+        volumes.append(work / "answers.iso")
+        _seed.make_iso(volumes[0], order.answer_volume, order.answer_files)
+        volumes[0].chmod(0o600)
+    else:
+        for name, text in order.answer_files.items():
+            inject.append(work / Path(name).name)
+            _state.write_text(inject[-1], text, 0o600)
+    if medium.get("drivers"):
+        volumes.append(Path(medium["drivers"]["path"]))
+    kernel, initrd = medium.get("kernel") or "", medium.get("initrd") or ""
+    if boot == "direct":
+        taken = {name: work / name for name in ("kernel", "initrd")}
+        argv: list[str | Path] = ["xorriso", "-osirrox", "on", "-indev", iso]
+        for name, file in taken.items():
+            argv += ["-extract", f"/{str(medium[name]).lstrip('/')}", file]
+        _cli.run(argv, timeout=120)
+        kernel, initrd = str(taken["kernel"]), str(taken["initrd"])
+    return Installation(iso, boot, kernel, initrd, medium.get("kernel_args") or "", tuple(inject), tuple(volumes))
 
 
 @contextlib.contextmanager

@@ -34,11 +34,28 @@ def describe_builder(
         "problems": problems,
         "accelerator": _accelerator(problems, fresh=probe),
         "cpus": os.cpu_count() or 1,
+        "apt_mirrors": apt_mirrors(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     if workspace:
         facts["free"] = shutil.disk_usage(_existing(Path(workspace))).free
     return facts
+
+
+def apt_mirrors() -> dict[str, str]:
+    """Where the builder's own APT gets packages, by the Label in the Release file; empty where there is no APT.
+
+    Mirrors are told apart by that label (C(Debian), C(Debian-Security), C(Ubuntu)), since their addresses may be any.
+    """
+    if not _cli.which("apt-get"):
+        return {}
+    line = "$(REPO_URI) $(LABEL)"
+    done = _cli.run(["apt-get", "indextargets", "--format", line, "Created-By: Packages"], timeout=60, check=False)
+    mirrors: dict[str, str] = {}
+    for uri, _blank, label in (row.partition(" ") for row in done.stdout.splitlines()):
+        if label:
+            mirrors.setdefault(label.strip(), uri)
+    return mirrors
 
 
 def _look_at(tool: t.Mapping[str, t.Any]) -> dict[str, str]:

@@ -20,7 +20,12 @@ import typing as t
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.errors import ArgumentValueError
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _formats, _sums
+from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _formats
+from ansible_collections.cloudimg.factory.plugins.module_utils._definition_installer import (
+    PACKAGE,
+    check_installer,
+    check_medium,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._source_disk import SourceDisk, check_source
@@ -52,13 +57,9 @@ DURING_BUILD = ("applications_proxy", "applications_no_proxy", "applications_mir
 _SIZE = re.compile(r"([1-9]\d*)([MGT])(?:iB)?")
 _UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
-_PACKAGE = re.compile(r"[@A-Za-z0-9][A-Za-z0-9@+._:=~*/-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAMED = {"int": "a whole number", "bool": "true or false", "list": "a list", "dict": "a mapping", "str": "a text"}
 
-
-BUILT = frozenset({"fai"})
-"""The families of installers whose ISO is built from packages; any other needs one that is there already."""
 
 _BEGINNINGS = ("image_medium", "image_source_disk", "image_parent")
 """What the disk of an image can begin with."""
@@ -212,7 +213,8 @@ def _check_rules(definition: dict[str, t.Any], checker: Checker) -> None:
 
     _check_expiry(definition["image_expires"], checker)
     if definition["image_medium"]:
-        _check_medium(definition["image_medium"], checker)
+        check_medium(definition["image_medium"], checker.refuse)
+    check_installer(definition, checker.refuse)
     if definition["image_source_disk"]:
         check_source(
             SourceDisk.load(definition["image_source_disk"]),
@@ -221,7 +223,7 @@ def _check_rules(definition: dict[str, t.Any], checker: Checker) -> None:
     definition["image_scripts"] = [_script(item, checker) for item in definition["image_scripts"]]
 
     for package in definition["image_packages"]:
-        if not _PACKAGE.fullmatch(package):
+        if not PACKAGE.fullmatch(package):
             checker.refuse(("image_packages",), f"{package!r} cannot be the name of a package", "correct it")
     for key in ("memory_mib", "cpus"):
         if definition["image_machine"][key] < 1:
@@ -345,17 +347,3 @@ def _check_expiry(text: str, checker: Checker) -> None:
         _descriptor.expiry(_descriptor.now(), text)
     except FactoryError as exc:
         checker.refuse(("image_expires",), exc.problem, mend)
-
-
-def _check_medium(medium: dict[str, t.Any], checker: Checker) -> None:
-    def refuse(key: str, problem: str, mend: str) -> t.NoReturn:
-        checker.refuse(("image_medium", key), problem, mend)
-
-    if medium["url"] and medium["path"]:
-        refuse("path", "and url cannot both be given", "remove one of them")
-    source = "url" if medium["url"] else "path"
-    if medium["family"] in BUILT and medium[source]:
-        refuse(source, f"cannot be used: the ISO of the family {medium['family']} is built from packages", "remove it")
-    if medium["family"] not in BUILT and not medium[source]:
-        refuse("url", f"is missing; the family {medium['family']} installs from an ISO", "set url or path")
-    _sums.check(medium, "an ISO", lambda path, problem, mend: refuse(path[0], problem, mend))

@@ -24,6 +24,7 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _os_release
+from ansible_collections.cloudimg.factory.plugins.module_utils._builder import apt_mirrors
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import data_digest
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
@@ -90,12 +91,7 @@ def builder_sources(suite: str) -> tuple[str, ...]:
 
     The builder may run another suite of the distribution; mirrors are told apart by the Label in their Release file.
     """
-    line = "$(REPO_URI) $(LABEL) $(SUITE) $(CODENAME)"
-    done = _cli.run(["apt-get", "indextargets", "--format", line, "Created-By: Packages"], timeout=60)
-    mirrors: dict[str, str] = {}
-    for words in (row.split() for row in done.stdout.splitlines()):
-        if len(words) > 1 and words[1] in ("Debian", "Debian-Security"):
-            mirrors.setdefault(words[1], words[0])
+    mirrors = apt_mirrors()
     if "Debian" not in mirrors:
         raise FactoryError(
             "the builder's APT knows no Debian mirror",

@@ -31,6 +31,7 @@ LAST = "applications"
 _DISK_KEYS = (
     "image_os",
     "image_medium",
+    "image_installer",
     "image_source_disk",
     "image_parent",
     "image_disk",

@@ -37,6 +37,8 @@ class Machine:
     firmware: str = "bios"
     accelerator: str = "tcg"
     osinfo: str = ""
+    arch: str = ""
+    """Where it is not the builder's own, as in C(aarch64)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Installation:
         C(location) lets virt-install take them (paths inside the ISO) out of the medium and attach it as a CD;
         C(cdrom) boots the medium's own boot loader.
     :param inject: files that virt-install adds to the initrd (with C(location)).
+    :param volumes: more ISOs, attached as CDs: the answer files, drivers.
     """
 
     medium: Path
@@ -55,6 +58,7 @@ class Installation:
     initrd: str = ""
     kernel_args: str = ""
     inject: tuple[Path, ...] = ()
+    volumes: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,7 @@ def virt_install_argv(
     argv = ["virt-install", "--connect", uri, "--name", domain]
     argv += ["--memory", str(machine.memory), "--vcpus", str(machine.cpus)]
     argv += ["--osinfo", machine.osinfo or "detect=on,require=off"]
+    argv += ["--arch", machine.arch] if machine.arch else []
     if machine.accelerator == "kvm":
         argv += ["--virt-type", "kvm", "--cpu", "host-passthrough"]
     else:
@@ -81,7 +86,14 @@ def virt_install_argv(
         argv += ["--boot", "uefi"]
     argv += ["--disk", f"path={disk},format=qcow2,bus=virtio,cache=unsafe,discard=unmap"]
     argv += ["--network", "user,model=virtio", "--rng", "/dev/urandom"]
-    argv += ["--graphics", "none", "--video", "vga", "--serial", f"pty,log.file={console},log.append=off"]
+    argv += [
+        "--graphics",
+        "none",
+        "--video",
+        "virtio" if machine.arch == "aarch64" else "vga",
+        "--serial",
+        f"pty,log.file={console},log.append=off",
+    ]
     if installation.boot == "direct":
         argv += ["--disk", f"path={installation.medium},format=raw,bus=virtio,readonly=on"]
         kernel = f"kernel={installation.kernel},initrd={installation.initrd}"
@@ -94,6 +106,8 @@ def virt_install_argv(
             argv += ["--initrd-inject", str(path)]
     else:
         argv += ["--cdrom", str(installation.medium)]
+    for path in installation.volumes:
+        argv += ["--disk", f"path={path},format=raw,device=cdrom,readonly=on"]
     return [*argv, "--noautoconsole", "--noreboot", "--wait", "-1", "--check", "path_in_use=off"]
 
 

@@ -79,9 +79,20 @@ options:
     type: str
     default: private
   answer_files:
-    description: Answer files by name, with their content; they are added to the installer's initrd.
+    description:
+      - Answer files by name, with their content. Without O(answer_volume) they are added to the installer's initrd, which takes
+        a medium that is booted by C(location).
     type: dict
     default: {}
+  answer_volume:
+    description: The label of an ISO to put the answer files on, which is attached as a CD, such as V(CIDATA) or V(OEMDRV).
+    type: str
+    default: ''
+  arch:
+    description: The architecture to install; one that is not the builder's own is emulated.
+    type: str
+    choices: [x86_64, aarch64]
+    default: x86_64
   timeout:
     description: Seconds that the installation may take at all.
     type: int
@@ -201,6 +212,8 @@ SPEC: dict[str, t.Any] = {
     "accelerator": {"type": "str", "choices": ["auto", "kvm", "tcg"], "default": "auto"},
     "uri": {"type": "str", "default": "private"},
     "answer_files": {"type": "dict", "default": {}},
+    "answer_volume": {"type": "str", "default": ""},
+    "arch": {"type": "str", "choices": ["x86_64", "aarch64"], "default": "x86_64"},
     "timeout": {"type": "int", "default": 7200},
     "inactivity": {"type": "int", "default": 600},
     "keep_on_failure": {"type": "bool", "default": False},

@@ -92,6 +92,11 @@ accelerator:
       type: dict
       returned: success
       sample: {works: false, seconds: 5.0, reason: 'a guest does not run: did not end within 5 s'}
+apt_mirrors:
+  description: Where its own APT gets packages, by the label of the archive; empty where there is no APT.
+  returned: success
+  type: dict
+  sample: {Debian: 'https://mirror.example.org/debian/'}
 free:
   description: Bytes free for O(workspace).
   returned: success, when O(workspace) is given

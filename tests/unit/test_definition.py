@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _definition
+from ansible_collections.cloudimg.factory.plugins.module_utils._definition_installer import BUILT, WITH_DRIVERS
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 SPECS = Path(__file__).resolve().parents[2] / "roles/definition/meta/argument_specs.yml"
@@ -288,7 +289,9 @@ def test_expiry(text: str) -> None:
 
 @pytest.mark.parametrize("family", SPEC["image_medium"]["options"]["family"]["choices"])
 def test_every_family_can_be_defined(family: str) -> None:
-    medium = {"family": family} if family in _definition.BUILT else {**ISO, "family": family}
+    medium = {"family": family} if family in BUILT else {**ISO, "family": family}
+    if family in WITH_DRIVERS:
+        medium["drivers"] = {key: ISO[key] for key in ("url", "checksum")}
     assert validate(medium=medium)["image_medium"]["family"] == family
 
 

@@ -44,10 +44,10 @@ def indextargets(monkeypatch):
 
 def test_sources_come_from_the_builders_apt(indextargets):
     indextargets(
-        "https://example.com/nodesource/ Nodesource nodistro nodistro\n"
-        "http://example.org/debian/ Debian oldstable bookworm\n"
-        "http://example.org/debian/ Debian oldstable-updates bookworm-updates\n"
-        "http://security.example.org/ Debian-Security oldstable-security bookworm-security\n"
+        "https://example.com/nodesource/ Node Source\n"
+        "http://example.org/debian/ Debian\n"
+        "http://example.org/debian/ Debian\n"
+        "http://security.example.org/ Debian-Security\n"
     )
     assert _fai.builder_sources("trixie") == (
         "deb http://example.org/debian/ trixie main",
@@ -58,7 +58,7 @@ def test_sources_come_from_the_builders_apt(indextargets):
 
 
 def test_builder_without_a_debian_mirror(indextargets):
-    indextargets("https://example.com/nodesource/ Nodesource nodistro nodistro\n")
+    indextargets("https://example.com/nodesource/ Node Source\n")
     with pytest.raises(FactoryError, match=r"image_medium.mirror: the builder's APT knows no Debian mirror; give"):
         _fai.builder_sources("bookworm")
 

@@ -1,0 +1,100 @@
+# Copyright (c) cloudimg.factory contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The answer files of all families of installers, beside those that were looked at and found right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from answers_site import CHECKOUT, EXAMPLE, one_image, render, written
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _definition
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+
+GOLDEN = Path(__file__).parent / "answers"
+DEBIAN = {"distribution": "debian", "version": "12"}
+ISO = {
+    "family": "preseed",
+    "url": "https://example.org/x.iso",
+    "checksum": "https://example.org/SHA256SUMS",
+    "mirror": "http://example.org/debian",
+}
+REWRITE = bool(os.environ.get("CLOUDIMG_TEST_REWRITE"))
+"""Set it to take what is written now for right, and look at the difference with git."""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The answer files of the example inventory and of C(answers/hosts.yml)."""
+    directory = tmp_path_factory.mktemp("answers")
+    # Where the definition names no mirror, Debian's installer is told that of the builder, which is another one elsewhere.
+    render(directory, [EXAMPLE, GOLDEN / "hosts.yml"], "--extra-vars", "debian_mirror=http://example.org/debian")
+    return directory
+
+
+def test_all_are_as_they_were_found_right(answers: Path) -> None:
+    now = written(answers)
+    if REWRITE:
+        for image in (path for path in GOLDEN.iterdir() if path.is_dir()):
+            shutil.rmtree(image)
+        shutil.copytree(answers, GOLDEN, dirs_exist_ok=True)
+    right = {name: text for name, text in written(GOLDEN).items() if name != "hosts.yml"}
+    assert sorted(now) == sorted(right)
+    assert {name: text for name, text in now.items() if text != right[name]} == {}
+
+
+@pytest.mark.parametrize("name", ["own.cfg", "own.cfg.j2"])
+def test_a_file_of_the_users_replaces_ours(tmp_path: Path, name: str) -> None:
+    own = tmp_path / name
+    own.write_text("d-i time/zone string {{ answers.timezone }}\n", "utf-8")
+    done = one_image(tmp_path, {"image_os": DEBIAN, "image_medium": {**ISO, "answer_file": str(own)}})
+    assert done.returncode == 0, done.stdout
+    found = written(tmp_path / "answers/image")
+    shown = "Etc/UTC" if name.endswith(".j2") else "{{ answers.timezone }}"
+    assert found["preseed.cfg"] == f"d-i time/zone string {shown}\n"
+    assert found["late.sh"].startswith("#!/bin/sh\n")
+
+
+def check(installer: dict[str, object]) -> None:
+    """Check a definition with that C(image_installer) as the stage definition does."""
+    specs = yaml.safe_load((CHECKOUT / "roles/definition/meta/argument_specs.yml").read_text("utf-8"))
+    given = {"image_os": DEBIAN, "image_medium": ISO, "image_installer": installer}
+    _definition.validate("image", given, specs["argument_specs"]["image"]["options"], lambda path: None, "hosts.yml")
+
+
+# Of each family something that would break out of a line, of quotes, of an element, of a mapping.
+BREAKING = [
+    "a\nd-i b",
+    "a'b",
+    'a"b',
+    "a b",
+    "a<b",
+    "a&b",
+    "a;b",
+    "a$(b)",
+    "a`b`",
+    "a\\b",
+    "a: b",
+    "a#b",
+    "{{ 1 }}",
+    "a,b",
+]
+PLACES = ["locale", "keyboard", "timezone", "hostname", "domain", "proxy", "console"]
+
+
+@pytest.mark.parametrize("key", PLACES)
+def test_no_value_breaks_out(key: str) -> None:
+    for value in BREAKING:
+        with pytest.raises(FactoryError, match=f"image_installer.{key}: .* (cannot be right|is no plain URL)"):
+            check({key: value})
+
+
+def test_no_package_breaks_out() -> None:
+    for value in BREAKING:
+        with pytest.raises(FactoryError, match=r"image_installer.packages: .* cannot be the name of a package"):
+            check({"packages": [value]})

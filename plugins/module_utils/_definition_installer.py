@@ -85,6 +85,9 @@ def check_installer(definition: t.Mapping[str, t.Any], refuse: Refuse) -> None:
     if told["proxy"] is not None and not _WEB.fullmatch(told["proxy"]):
         mend = "give one such as http://proxy.example.org:3128, without a user"
         refuse(("image_installer", "proxy"), f"{told['proxy']!r} is no plain URL", mend)
+    family = (definition["image_medium"] or {}).get("family")
+    if family in BUILT and told["filesystem"] not in (None, "ext4"):
+        refuse(("image_installer", "filesystem"), f"cannot be chosen: the family {family} makes ext4", "remove it")
     for package in told["packages"]:
         if not PACKAGE.fullmatch(package):
             refuse(("image_installer", "packages"), f"{package!r} cannot be the name of a package", "correct it")

@@ -64,10 +64,10 @@ def test_a_file_of_the_users_replaces_ours(tmp_path: Path, name: str) -> None:
     assert found["late.sh"].startswith("#!/bin/sh\n")
 
 
-def check(installer: dict[str, object]) -> None:
+def check(installer: dict[str, object], system: dict[str, str] = DEBIAN) -> None:
     """Check a definition with that C(image_installer) as the stage definition does."""
     specs = yaml.safe_load((CHECKOUT / "roles/definition/meta/argument_specs.yml").read_text("utf-8"))
-    given = {"image_os": DEBIAN, "image_medium": ISO, "image_installer": installer}
+    given = {"image_os": system, "image_medium": ISO, "image_installer": installer}
     _definition.validate("image", given, specs["argument_specs"]["image"]["options"], lambda path: None, "hosts.yml")
 
 
@@ -96,6 +96,13 @@ def test_no_value_breaks_out(key: str) -> None:
     for value in BREAKING:
         with pytest.raises(FactoryError, match=f"image_installer.{key}: .* (cannot be right|is no plain URL)"):
             check({key: value})
+
+
+@pytest.mark.parametrize("key", ["distribution", "version"])
+def test_no_name_of_a_system_breaks_out(key: str) -> None:
+    for value in [*BREAKING, "Debian GNU/Linux"]:
+        with pytest.raises(FactoryError, match=rf"image_os.{key}: .* cannot be right; give its"):
+            check({}, {**DEBIAN, key: value})
 
 
 def test_no_package_breaks_out() -> None:

@@ -92,7 +92,7 @@ def convert(roots: t.Sequence[Node], draft: Draft) -> None:
         if root is not own:
             draft.leave(root.get("name"), "is the name of an appliance that this one stands on")
     _system(last, draft)
-    values = _variables(roots, draft)
+    values = Variables(roots, draft)
     _hardware(roots, draft)
     for root in roots:
         _packages(root, draft)
@@ -101,6 +101,7 @@ def convert(roots: t.Sequence[Node], draft: Draft) -> None:
         _files(root, draft)
     for root in roots:
         _post(root, values, draft)
+    values.finish(draft)
 
 
 def _last(roots: t.Sequence[Node], draft: Draft) -> t.Callable[[tuple[str, ...]], Node | None]:
@@ -119,31 +120,45 @@ def _system(last: t.Callable[[tuple[str, ...]], Node | None], draft: Draft) -> N
         draft.operating_system(name.text() or "", (version.text() if version else None) or "", name, version)
 
 
-def _variables(roots: t.Sequence[Node], draft: Draft) -> dict[str, str]:
+class Variables:
     """What C(#NAME#) stands for: those that BoxGrinder has itself go before all others."""
-    values: dict[str, str] = {}
-    for root in roots:
-        variables = root.get("variables")
-        for node in variables.children() if variables else []:
-            values[node.key] = node.text() or ""
-            if draft.secrets.at(node):
-                values.pop(node.key)
-    system = draft.system
-    if system:
-        values.update(OS_NAME=system.distribution, OS_VERSION=system.version)
-    arch = draft.values.get("image_os", {}).get("arch", "x86_64")
-    values.update(ARCH=arch, BASE_ARCH=arch)
-    return values
 
+    def __init__(self, roots: t.Sequence[Node], draft: Draft) -> None:
+        self._values: dict[str, str] = {}
+        self._nodes: dict[str, Node] = {}
+        self._used: set[str] = set()
+        for root in roots:
+            variables = root.get("variables")
+            for node in variables.children() if variables else []:
+                if node.key in self._nodes:
+                    draft.leave(self._nodes[node.key], f"{node.path} says otherwise, and goes before it")
+                self._nodes[node.key] = node
+                if not draft.secrets.at(node):
+                    self._values[node.key] = node.text() or ""
+        arch = draft.values.get("image_os", {}).get("arch", "x86_64")
+        own = {"ARCH": arch, "BASE_ARCH": arch}
+        if draft.system:
+            own.update(OS_NAME=draft.system.distribution, OS_VERSION=draft.system.version)
+        for name in own.keys() & self._nodes:
+            draft.leave(self._nodes.pop(name), "has the name of a variable of BoxGrinder's own, which goes before it")
+        self._values.update(own)
 
-def _filled(text: str, values: t.Mapping[str, str]) -> str:
-    """A text with its variables filled in, those within variables too; what is not known stays."""
-    for _level in range(8):
-        filled = _VARIABLE.sub(lambda found: values.get(found[1], found[0]), text)
-        if filled == text or len(filled) > 65536:
-            break
-        text = filled
-    return text
+    def filled(self, node: Node) -> str:
+        """A text with its variables filled in, those within variables too; what is not known stays."""
+        text = node.text() or ""
+        for _level in range(8):
+            self._used.update(_VARIABLE.findall(text))
+            filled = _VARIABLE.sub(lambda found: self._values.get(found[1], found[0]), text)
+            if filled == text or len(filled) > 65536:
+                break
+            text = filled
+        return text
+
+    def finish(self, draft: Draft) -> None:
+        """Say of each whether something uses it."""
+        for name, node in self._nodes.items():
+            if name in self._used and not draft.secrets.at(node):
+                draft.take(node, "what uses it")
 
 
 def _hardware(roots: t.Sequence[Node], draft: Draft) -> None:
@@ -195,13 +210,13 @@ def _packages(root: Node, draft: Draft) -> None:
         draft.package(item, f"-{item.text() or ''}")
 
 
-def _repository(node: Node, values: t.Mapping[str, str], draft: Draft) -> None:
+def _repository(node: Node, values: Variables, draft: Draft) -> None:
     name, url, ephemeral = node.get("name"), node.get("baseurl"), node.get("ephemeral")
     if url is None or name is None:
         return
     told = (ephemeral.text() if ephemeral else None) or "false"
     more = {"ephemeral": True} if told.lower() in ("true", "yes", "on") else {}
-    if draft.repository(url, _filled(name.text() or "", values), _filled(url.text() or "", values), **more):
+    if draft.repository(url, values.filled(name), values.filled(url), **more):
         for found in (name, url, ephemeral):
             draft.take(found, "applications_repositories")
 
@@ -218,7 +233,7 @@ def _files(root: Node, draft: Draft) -> None:
                 draft.file([item], f"{folder.key.rstrip('/')}/{name.lstrip('/')}", src=name)
 
 
-def _post(root: Node, values: t.Mapping[str, str], draft: Draft) -> None:
+def _post(root: Node, values: Variables, draft: Draft) -> None:
     post = root.get("post")
     for platform in post.children() if post else []:
         if platform.key != "base":
@@ -228,6 +243,6 @@ def _post(root: Node, values: t.Mapping[str, str], draft: Draft) -> None:
             continue
         nodes = [node for node in platform.each() if node.text()]
         if nodes:
-            lines = [_filled(node.text() or "", values) for node in nodes]
+            lines = [values.filled(node) for node in nodes]
             title = f"{root.path.partition('.')[0]}-post" if root.path else f"{draft.name}-post"
             draft.script(nodes, title, "\n".join(["#!/bin/sh", "set -e", *lines]))

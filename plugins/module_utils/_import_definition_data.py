@@ -76,7 +76,7 @@ ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "x64": "x86_64", "aarch6
 
 _ARCH = r"(?P<arch>x86_64|amd64|x64|aarch64|arm64|i386|i686|ppc64le|ppc64el|s390x)"
 _MEDIA: tuple[tuple[str, str], ...] = (
-    ("debian", rf"debian-(?P<version>\d+)[\d.]*-{_ARCH}"),
+    ("debian", rf"debian-(?P<version>\d+)[\d.]*-(?:.*-)?{_ARCH}"),
     ("ubuntu", rf"ubuntu-(?P<version>\d+\.\d+)[\d.]*-.*{_ARCH}"),
     ("centos", rf"centos-(?:stream-)?(?P<version>\d+)[\d.]*-.*?{_ARCH}"),
     ("almalinux", rf"almalinux-(?P<version>\d+(?:\.\d+)?)-.*?{_ARCH}"),

@@ -61,7 +61,7 @@ class Conversion:
         draft, template = self.draft, self.template
         self._learn_secrets()
         for node in template.taken:
-            draft.take(node, "which builder this is")
+            draft.take(node, "how the template is read")
         for node, reason in template.left:
             draft.leave(node, reason)
         self._overridden()

@@ -16,6 +16,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._masks import Mas
 
 HIDDEN = "***"
 _LONGEST = 80
+_LOOKED_THROUGH = 64 << 10
+"""Characters of a text that is looked through; the time for that grows with their square at worst."""
 _NAMES = re.compile(
     r"(?i)passw|passphrase|passwd|pwd$|rootpw|secret|token|credential|private_?key|api_?key|license|^@?key$"
 )
@@ -82,6 +84,8 @@ class Secrets:
 
     def within(self, text: str) -> str | None:
         """What makes a text one that must not be taken over; None for others."""
+        if len(text) > _LOOKED_THROUGH:
+            return "is too long to be looked through for secrets"
         for value in self._values:
             if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text):
                 return "holds a password of the description"
@@ -92,11 +96,7 @@ class Secrets:
         if self.at(node):
             return HIDDEN
         value = self._without(node)
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        text = self._masks.hide(text)
-        for pattern, instead in _SCRUB:
-            text = re.sub(pattern, instead, text, flags=re.DOTALL if "BEGIN" in pattern else 0)
-        return short(text)
+        return short(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
     def _without(self, node: Node) -> t.Any:
         if self.at(node):
@@ -105,7 +105,15 @@ class Secrets:
             return {key: self._without(node.below(key)) for key in node.value}
         if isinstance(node.value, list):
             return [self._without(child) for child in node.children()]
-        return node.value
+        if not isinstance(node.value, str):
+            return node.value
+        if self.within(node.value):
+            return HIDDEN
+        # what only looks as if it may
+        text = self._masks.hide(node.value)
+        for pattern, instead in _SCRUB:
+            text = re.sub(pattern, instead, text, flags=re.DOTALL if "BEGIN" in pattern else 0)
+        return text
 
 
 def short(text: str) -> str:

@@ -23,7 +23,7 @@ LARGEST = 4 << 20
 """Bytes that a description may have. Those that people wrote have some thousands."""
 LARGEST_YAML = 256 << 10
 """The same of YAML, which Python reads at some 100 KiB a second."""
-_MOST = 50_000
+_MOST = 10_000
 """Values that one may have, with all that its aliases stand for."""
 _DEEPEST = 64
 _PLAIN = re.compile(r"[A-Za-z_@#][A-Za-z0-9_@#-]*")

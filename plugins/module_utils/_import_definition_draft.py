@@ -16,7 +16,11 @@ from urllib.parse import urlsplit
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _import_definition_data, _sums
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import Secrets, short
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import (
+    LOOKED_THROUGH,
+    Secrets,
+    short,
+)
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_source import Node, read
 
 NOTHING = "there is nothing like it in a definition"
@@ -292,6 +296,8 @@ class Draft:
                 reason = "is no file beside or below the description; have it there, or add it to applications_files yourself"
             else:
                 found["src"] = str(local)
+                held = self._held(local)
+                reason = f"{held}; put it into the image by a role of image_roles, from a vault" if held else None
         for node in nodes:
             if reason:
                 self.leave(node, reason)
@@ -342,6 +348,14 @@ class Draft:
                 self.leave(node, "is no script beside or below the description; add it to image_scripts yourself")
             return
         self.script(nodes, path.name, text, **more)
+
+    def _held(self, path: Path) -> str | None:
+        """What makes a file one that must not be taken over; one that is no text, or very long, is not looked through."""
+        try:
+            data = path.read_bytes() if path.stat().st_size <= LOOKED_THROUGH else b""
+        except OSError:
+            return "cannot be read"
+        return self.secrets.within(data.decode("utf-8", "replace")) if b"\0" not in data else None
 
     def finish(self) -> None:
         """Add what follows from all that was taken over, and note what is missing."""

@@ -16,7 +16,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._masks import Mas
 
 HIDDEN = "***"
 _LONGEST = 80
-_LOOKED_THROUGH = 64 << 10
+LOOKED_THROUGH = 64 << 10
 """Characters of a text that is looked through; the time for that grows with their square at worst."""
 _NAMES = re.compile(
     r"(?i)passw|passphrase|passwd|pwd$|rootpw|secret|token|credential|private_?key|api_?key|license|^@?key$"
@@ -84,7 +84,7 @@ class Secrets:
 
     def within(self, text: str) -> str | None:
         """What makes a text one that must not be taken over; None for others."""
-        if len(text) > _LOOKED_THROUGH:
+        if len(text) > LOOKED_THROUGH:
             return "is too long to be looked through for secrets"
         for value in self._values:
             if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text):

@@ -259,6 +259,21 @@ def test_commands_with_secrets_are_not_taken_over(tmp_path: Path, command: str) 
     assert [row.key for row in found.unmapped] == ["post.base[0]"]
 
 
+def test_files_with_secrets_are_not_taken_over(tmp_path: Path) -> None:
+    source(tmp_path, "plain.conf", "listen 80\n")
+    source(tmp_path, "id_rsa", "-----BEGIN OPENSSH PRIVATE KEY-----\nhush\n")
+    source(tmp_path, "db.conf", "user = web\npassword = hush\n")
+    source(tmp_path, "logo.png", b"\x89PNG\0\0")
+    names = ["plain.conf", "id_rsa", "db.conf", "logo.png"]
+    path = source(tmp_path, "x.appl", yaml.safe_dump({"name": "x", "files": {"/srv/": names}}))
+    found = importer.load(importer.Request(path))
+    assert [row["dest"] for row in found.applications["applications_files"]] == ["/srv/plain.conf", "/srv/logo.png"]
+    assert [(row.key, row.value) for row in found.unmapped] == [
+        ('files["/srv/"][1]', "id_rsa"),
+        ('files["/srv/"][2]', "db.conf"),
+    ]
+
+
 def test_secrets_in_other_places(tmp_path: Path) -> None:
     install = "<install type='iso'><iso>https://me:hush@example.org/x.iso</iso></install><kernelparam>rootpw=hush</kernelparam>"
     files = (

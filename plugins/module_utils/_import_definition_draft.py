@@ -319,6 +319,8 @@ class Draft:
         """Take a script over, where scripts can be written."""
         held = self.secrets.within(text)
         reason = f"{held}; add a script without that to image_scripts" if held else None
+        if self.system and self.system.distribution == "windows":
+            reason = reason or "is a command for Windows; image_scripts are run in systems like Unix"
         if self._prefix is None:
             reason = reason or NO_SCRIPTS
         for node in nodes:

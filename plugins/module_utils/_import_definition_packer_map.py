@@ -235,6 +235,7 @@ class Conversion:
             if text is None or not equals or not _VARIABLE.fullmatch(key) or held:
                 if held:
                     self.draft.secrets.hide(item)
+                    self.draft.secrets.add(value)
                 return nodes, None
             found[key] = value
         return nodes, found

@@ -171,8 +171,12 @@ def plan(
 
 
 def _file(path: Path, text: str, mode: int) -> File:
+    before = None
     try:
-        before = path.read_text(encoding="utf-8", errors="replace") if os.path.lexists(path) else None
+        if os.path.lexists(path):
+            before = path.read_text(encoding="utf-8", errors="replace")
+            # What somebody has closed to others stays so.
+            mode = path.stat().st_mode & 0o777 | mode & 0o111
     except OSError as exc:
         raise FactoryError(
             (exc.strerror or str(exc)).lower(), where=str(path), key="dest", mend="have a file there, or nothing"

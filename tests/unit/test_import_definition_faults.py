@@ -259,6 +259,20 @@ def test_commands_with_secrets_are_not_taken_over(tmp_path: Path, command: str) 
     assert [row.key for row in found.unmapped] == ["post.base[0]"]
 
 
+def test_secrets_in_the_environment_of_a_script(tmp_path: Path) -> None:
+    provisioners = [
+        {"type": "shell", "environment_vars": ["A=b", "SITE_TOKEN=hush-hush"], "inline": ["true"]},
+        {"type": "shell", "inline": ["join hush-hush"]},
+        {"type": "shell", "environment_vars": ["{{user `pw`}}=1"], "inline": ["true"]},
+        {"type": "shell", "environment_vars": ["no equals sign"], "script": "x.sh"},
+        {"type": "ansible", "extra_arguments": ["-e", "password=hush-hush"]},
+    ]
+    source(tmp_path, "x.sh", "true\n")
+    text = json.dumps({"builders": [QEMU], "provisioners": provisioners, "variables": {"pw": "hush-too"}})
+    found = importer.load(importer.Request(source(tmp_path, "x.json", text), scripts="files"))
+    assert not found.scripts and "hush" not in repr(found)
+
+
 def test_files_with_secrets_are_not_taken_over(tmp_path: Path) -> None:
     source(tmp_path, "plain.conf", "listen 80\n")
     source(tmp_path, "id_rsa", "-----BEGIN OPENSSH PRIVATE KEY-----\nhush\n")
@@ -456,7 +470,9 @@ def test_what_is_there_stays(tmp_path: Path) -> None:
     path = source(tmp_path / "host_vars", "x.yml", "mine: true\n")
     with pytest.raises(FactoryError, match=r"host_vars/x.yml: dest: is there already, and differs; set force: true"):
         writer.plan(tmp_path, "x", "a: b\n", [], None, force=False)
+    path.chmod(0o600)
     files = writer.plan(tmp_path, "x", "a: b\n", [], None, force=True)
+    assert files[0].mode == 0o600
     assert files[0].diff()["before"] == "mine: true\n" and files[0].diff()["after"] == "a: b\n"
     path.rename(path.with_name("x.yaml"))
     with pytest.raises(FactoryError, match=r"host_vars/x.yaml: name: describes x already, beside x.yml; remove it"):

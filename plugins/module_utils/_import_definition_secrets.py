@@ -19,7 +19,7 @@ _LONGEST = 80
 LOOKED_THROUGH = 64 << 10
 """Characters of a text that is looked through; the time for that grows with their square at worst."""
 _NAMES = re.compile(
-    r"(?i)passw|passphrase|passwd|pwd$|rootpw|secret|token|credential|private_?key|api_?key|license|^@?key$"
+    r"(?i)passw|passphrase|passwd|pwd$|(?:^|[_-])pw$|rootpw|secret|token|credential|private_?key|api_?key|license|^@?key$"
 )
 """Keys whose values are never shown. Oz's C(key) is that of a product."""
 _NO_SECRETS = frozenset({"", "true", "false", "yes", "no", "none", "null"})

@@ -22,12 +22,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _import_definition_write,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_draft import (
-    Draft,
-    Script,
-    Unmapped,
-    slug,
-)
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_draft import Draft, Script, slug
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_ledger import Unmapped
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import NAME_PATTERN, check_image_name
 
 KINDS = ("oz", "boxgrinder", "comfy", "packer")

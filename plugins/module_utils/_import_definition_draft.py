@@ -16,14 +16,13 @@ from urllib.parse import urlsplit
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _import_definition_data, _sums
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_ledger import Ledger
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import (
     LOOKED_THROUGH,
-    Secrets,
     short,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_source import Node, read
 
-NOTHING = "there is nothing like it in a definition"
 WEAK = (
     "{} is too weak to tell that a file is the right one; give image_medium.checksum the URL of the vendor's file of SHA-256 "
     "sums (and its signature), or sha256:<hex> of it"
@@ -42,16 +41,7 @@ class Script:
     text: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Unmapped:
-    """A part of the description that is not in the definition: where it stands, its value as it may be shown, and why."""
-
-    key: str
-    value: str
-    reason: str
-
-
-class Draft:
+class Draft(Ledger):
     """The definition that a description gives.
 
     :ivar values: the C(image_*) variables.
@@ -67,8 +57,8 @@ class Draft:
         :param folder: the directory of the description, outside of which no file is read.
         :param scripts: what the names in C(image_scripts) begin with; None where scripts cannot be written.
         """
+        super().__init__()
         self.folder = folder
-        self.secrets = Secrets()
         self.values: dict[str, t.Any] = {}
         self.applications: dict[str, t.Any] = {}
         self.scripts: list[Script] = []
@@ -76,69 +66,6 @@ class Draft:
         self.name = ""
         self.system: _import_definition_data.System | None = None
         self._prefix = scripts
-        self._mapped: dict[str, str] = {}
-        self._left: dict[str, str] = {}
-
-    def take(self, node: Node | None, target: str) -> None:
-        """Note that a node is in the definition, at the key C(target)."""
-        if node is not None:
-            before = self._mapped.get(node.path)
-            self._mapped[node.path] = target if before in (None, target) else f"{before}, {target}"
-
-    def leave(self, node: Node | None, reason: str) -> None:
-        """Note that a node is not, and why."""
-        if node is not None:
-            self._left.setdefault(node.path, reason)
-
-    def taken(self, path: str) -> bool:
-        """Whether a path is in the definition."""
-        return path in self._mapped
-
-    def judged(self, node: Node) -> bool:
-        """Whether something was said of a node already."""
-        return node.path in self._mapped or node.path in self._left
-
-    def mapped(self) -> dict[str, str]:
-        """What was taken over, and where it went."""
-        return dict(self._mapped)
-
-    def unmapped(self, roots: t.Iterable[Node], reasons: t.Mapping[str, str]) -> list[Unmapped]:
-        """All the rest, in its order in the description.
-
-        :param reasons: why, by the last key, for what nothing was said of; :data:`NOTHING` for others.
-        """
-        found: list[Unmapped] = []
-        judged = {*self._mapped, *self._left}
-        parted: set[str] = set()
-
-        def part(node: Node) -> bool:
-            """Note what has something below of which something was said already."""
-            below = [part(child) for child in node.children()]
-            if any(below):
-                parted.add(node.path)
-            return any(below) or node.path in judged
-
-        def walk(node: Node) -> None:
-            if node.path in self._left:
-                found.append(Unmapped(short_path(node), self.secrets.shown(node), self._left[node.path]))
-                return
-            if node.path in self._mapped:
-                return
-            if self.secrets.at(node) and node.path not in parted:
-                reason = "is a secret; an image must not have one that outlives its build"
-                found.append(Unmapped(short_path(node), self.secrets.shown(node), reason))
-            elif node.key in reasons and node.path not in parted:
-                found.append(Unmapped(short_path(node), self.secrets.shown(node), reasons[node.key]))
-            elif node.children():
-                for child in node.children():
-                    walk(child)
-            else:
-                found.append(Unmapped(short_path(node), self.secrets.shown(node), NOTHING))
-
-        for root in roots:
-            part(root)
-            walk(root)
-        return found
 
     # What one kind of description has as well as another.
 
@@ -184,6 +111,10 @@ class Draft:
     def medium(self, node: Node, text: str, key: str = "image_medium") -> bool:
         """Take the place of an ISO (or of another disk, by C(key)) over; whether it could be."""
         found = self.values.setdefault(key, {})
+        held = self.secrets.within(text)
+        if held:
+            self.leave(node, f"{held}; set {key}.url to one that needs none, or {key}.path to a file")
+            return False
         address = urlsafe(text)
         if address and address.scheme in ("http", "https") and re.fullmatch(r"https?://[^\s@]+", text):
             found["url"] = text
@@ -219,7 +150,12 @@ class Draft:
             return
         value = f"{algorithm}:{text.lower()}" if is_hex else text
         try:
-            if "\n" in value or "@" in value or (not is_hex and not re.match(r"https?://|file:///|/", value)):
+            if (
+                "\n" in value
+                or "@" in value
+                or self.secrets.within(value)
+                or (not is_hex and not re.match(r"https?://|file:///|/", value))
+            ):
                 raise FactoryError("is no checksum")
             _sums.explicit(value)
         except FactoryError:
@@ -260,7 +196,7 @@ class Draft:
 
     def repository(self, node: Node, name: str, url: str, **more: t.Any) -> bool:
         """Take a package repository over; whether it could be."""
-        if not re.fullmatch(r"(?:https?|ftp)://[^\s@]+", url):
+        if not re.fullmatch(r"(?:https?|ftp)://[^\s@]+", url) or self.secrets.within(url):
             self.leave(node, "has no plain URL of https, http or ftp; add it to applications_repositories yourself")
             return False
         rows = self.applications.setdefault("applications_repositories", [])
@@ -384,11 +320,6 @@ class Draft:
 
     def _list(self, key: str) -> list[t.Any]:
         return t.cast("list[t.Any]", self.values.setdefault(key, []))
-
-
-def short_path(node: Node) -> str:
-    """The path of a node, in one line."""
-    return "".join(sign if sign.isprintable() else "?" for sign in node.path)
 
 
 def slug(text: str, pattern: re.Pattern[str]) -> str:

@@ -28,7 +28,7 @@ _IN_TEXT: tuple[tuple[str, str], ...] = (
     (r"chpasswd", "sets a password (chpasswd)"),
     (r"\bpasswd\b.*--stdin|\|\s*(sudo\s+)?passwd\b", "sets a password (passwd)"),
     (r"\bsudo\s+(-\w+\s+)*(-\w*S|--stdin)\b", "tells sudo a password"),
-    (r"\b(user|group)(add|mod)\b[^\n]*\s(-p|--password)\b", "sets a password"),
+    (r"\b(user|group)(add|mod)\b[^\n;&|]*\s(-p|--password)\b", "sets a password"),
     (r"-----BEGIN [A-Z ]*PRIVATE KEY", "holds a private key"),
     (r"(?i)\b[a-z][a-z0-9+.-]*://[^/\s:@'\"]+:[^/\s@'\"]+@", "holds a URL with a password"),
     (

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_draft import Script, Unmapped
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_draft import Script
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_ledger import Unmapped
 from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
 
 _WIDTH = 118

@@ -243,6 +243,7 @@ def test_nothing_outside_of_the_description_is_read(tmp_path: Path) -> None:
         "echo root:hush | chpasswd",
         "echo hush | passwd --stdin root",
         "useradd -m -p hush someone",
+        "useradd someone; usermod -p hush someone",
         "usermod --password hush root",
         "mysql --password=hush",
         "echo hush | sudo -S reboot",
@@ -257,6 +258,18 @@ def test_commands_with_secrets_are_not_taken_over(tmp_path: Path, command: str) 
     found = importer.load(importer.Request(path, scripts="files"))
     assert not found.scripts and "hush" not in repr(found)
     assert [row.key for row in found.unmapped] == ["post.base[0]"]
+
+
+def test_commands_that_look_like_it_are_taken_over(tmp_path: Path) -> None:
+    commands = [
+        "useradd web && mkdir -p /srv/web",
+        "sudo -u web true",
+        "passwd -l root",
+        "sed -i s/passwd// /etc/nsswitch.conf",
+    ]
+    path = source(tmp_path, "x.appl", yaml.safe_dump({"name": "x", "post": {"base": commands}}))
+    found = importer.load(importer.Request(path, scripts="files"))
+    assert [script.text for script in found.scripts] == ["\n".join(["#!/bin/sh", "set -e", *commands, ""])]
 
 
 def test_secrets_in_the_environment_of_a_script(tmp_path: Path) -> None:
@@ -293,7 +306,8 @@ def test_secrets_in_other_places(tmp_path: Path) -> None:
     files = (
         "<files><file name='/etc/shadow'>root:$6$hush$x:1::</file>"
         "<file name='/root/x'>password = hush</file></files>"
-        "<repositories><repository name='r'><url>https://me:hush@example.org/r</url></repository></repositories>"
+        "<repositories><repository name='r'><url>https://me:hush@example.org/r</url></repository>"
+        "<repository name='s'><url>https://example.org/r?api_key=hush</url></repository></repositories>"
     )
     text = TDL.format(install).replace("</os>", f"</os>{files}")
     found = importer.load(importer.Request(source(tmp_path, "x.tdl", text)))
@@ -368,7 +382,7 @@ VALUES = st.recursive(
     max_leaves=20,
 )
 TREES = st.dictionaries(WORDS, VALUES, max_size=8)
-QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUIET = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Loader(yaml.SafeLoader):

@@ -176,16 +176,19 @@ def _hardware(roots: t.Sequence[Node], draft: Draft) -> None:
     for root in roots:
         partitions = root.get("hardware", "partitions")
         for partition in partitions.children() if partitions else []:
-            size = partition.get("size")
+            size, named = partition.get("size"), partition.get("root")
+            # Before version 0.9 partitions were a list, and each said itself where it is.
+            point = (named.text() or "") if named else partition.key
+            draft.take(named, "image_disk.size")
             if size is None or not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", size.text() or ""):
                 draft.leave(size, "is no number of GB")
                 continue
-            before = sizes.get(partition.key)
+            before = sizes.get(point)
             if before and float(before.text() or 0) >= float(size.text() or 0):
                 draft.leave(size, "the largest of all counts")
                 continue
             draft.leave(before, "the largest of all counts")
-            sizes[partition.key] = size
+            sizes[point] = size
     if sizes:
         total = sum(float(size.text() or 0) for size in sizes.values())
         draft.disk_size(None, total * 1024)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import Secrets
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import Secrets, one_line
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_source import Node
 
 NOTHING = "there is nothing like it in a definition"
@@ -42,7 +42,7 @@ class Ledger:
     def leave(self, node: Node | None, reason: str) -> None:
         """Note that a node is not, and why."""
         if node is not None:
-            self._left.setdefault(node.path, reason)
+            self._left.setdefault(node.path, one_line(reason))
 
     def taken(self, path: str) -> bool:
         """Whether a path is in the definition."""

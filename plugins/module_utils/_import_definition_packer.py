@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing as t
 from pathlib import Path
 
@@ -111,7 +112,9 @@ class Template:
             self._known[name] = Unresolved("names a variable that stands for itself")
             try:
                 if variable is None:
-                    raise Unresolved(f"{name} is known only when Packer runs")
+                    # The text of an expression may hold anything.
+                    what = name if re.fullmatch(r"[\w.-]+", name) else "it has an expression that"
+                    raise Unresolved(f"{what} is known only when Packer runs")
                 if variable.value is None:
                     raise Unresolved(f"{name} has no value in the template; give it by variables")
                 self._known[name] = self.resolve(variable.value)

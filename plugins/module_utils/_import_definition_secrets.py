@@ -118,8 +118,13 @@ class Secrets:
 
 def short(text: str) -> str:
     """A text in one line of printable characters, not longer than can be read at a glance."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    line = one_line(text)
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+
+
+def one_line(text: str) -> str:
+    """A text in one line of printable characters."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def leaves(node: Node) -> t.Iterator[Node]:

@@ -18,6 +18,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _state
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_draft import Script
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_ledger import Unmapped
+from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import one_line
 from ansible_collections.cloudimg.factory.plugins.module_utils._libraries import need
 
 _WIDTH = 118
@@ -69,7 +70,7 @@ def render(
     order = [*[key for key in _FIRST if key in definition], *[key for key in definition if key not in _FIRST]]
     values = {key: _marked(definition[key]) for key in order if definition[key] not in ({}, [])}
     values.update({key: _marked(value) for key, value in applications.items()})
-    lines = ["---", *_comment(f"Made by cloudimg.factory.import_definition from {_line(origin)}.")]
+    lines = ["---", *_comment(f"Made by cloudimg.factory.import_definition from {one_line(origin)}.")]
     text = "\n".join(lines) + "\n"
     if values:
         text += yaml.dump(values, Dumper=_dumper(yaml), sort_keys=False, allow_unicode=True, width=_WIDTH)
@@ -113,13 +114,9 @@ def _marked(value: t.Any) -> t.Any:
     return Unsafe(value) if isinstance(value, str) and _TEMPLATE.search(value) else value
 
 
-def _line(text: str) -> str:
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-
-
 def _comment(text: str, first: str = "# ", more: str = "# ") -> list[str]:
     return textwrap.wrap(
-        _line(text),
+        one_line(text),
         _WIDTH,
         initial_indent=first,
         subsequent_indent=more,

@@ -286,6 +286,43 @@ def test_secrets_in_the_environment_of_a_script(tmp_path: Path) -> None:
     assert not found.scripts and "hush" not in repr(found)
 
 
+def test_a_variable_is_a_secret_by_its_use(tmp_path: Path) -> None:
+    variables = {"login": "hush-hush", "word": "{{user `login`}}", "name": "web"}
+    builder = {**QEMU, "ssh_password": "{{user `word`}}", "disk_size": "10G", "vm_name": "{{user `login`}}"}
+    provisioners = [
+        {"type": "shell", "inline": ["x {{user `word`}}"]},
+        {"type": "shell", "inline": ["y {{user `name`}}"]},
+    ]
+    text = json.dumps({"builders": [builder], "variables": variables, "provisioners": provisioners})
+    found = importer.load(importer.Request(source(tmp_path, "x.json", text), scripts="files"))
+    assert [script.text for script in found.scripts] == ["#!/bin/sh -e\ny web\n"]
+    assert "hush" not in repr(found)
+    reasons = {row.key: row.reason for row in found.unmapped}
+    assert reasons["provisioners[0].inline[0]"].startswith("is made of a secret, ")
+
+
+def test_what_stands_in_a_reason_is_one_line_without_secrets(tmp_path: Path) -> None:
+    lines = {"hardware": {"partitions": {"/": {"size": 1}, "a\nimage_title: b": {"size": 1}}}}
+    files = {"/srv\nimage_title: b": ["https://example.org/x"]}
+    path = source(tmp_path, "x.appl", yaml.safe_dump({"name": "x", **lines, "files": files}))
+    found = importer.load(importer.Request(path))
+    assert "\n" not in "".join(row.key + row.value + row.reason for row in found.unmapped)
+    assert yaml.safe_load(found.text) == {**found.definition}
+    text = 'source "qemu" "x" {\n  iso_url = join("", ["hush", "password=hush"])\n}\n'
+    found = importer.load(importer.Request(source(tmp_path, "x.pkr.hcl", text)))
+    assert [row.reason for row in found.unmapped] == [
+        "it has an expression that is known only when Packer runs; write into the definition what it is to be"
+    ]
+
+
+def test_partitions_can_be_a_list(tmp_path: Path) -> None:
+    partitions = [{"root": "/", "size": 10}, {"root": "/srv", "size": 2}]
+    path = source(tmp_path, "x.appl", yaml.safe_dump({"name": "x", "hardware": {"partitions": partitions}}))
+    found = importer.load(importer.Request(path))
+    assert found.definition["image_disk"] == {"size": "12G"}
+    assert [row.key for row in found.unmapped] == ["hardware.partitions[1].size"]
+
+
 def test_files_with_secrets_are_not_taken_over(tmp_path: Path) -> None:
     source(tmp_path, "plain.conf", "listen 80\n")
     source(tmp_path, "id_rsa", "-----BEGIN OPENSSH PRIVATE KEY-----\nhush\n")

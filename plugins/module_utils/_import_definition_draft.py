@@ -317,6 +317,8 @@ class Draft(Ledger):
             self.missing[f"{beginning}.checksum"] = (
                 "set it to the URL of the vendor's file of SHA-256 sums, with signature and keyring, or to sha256:<hex>"
             )
+        if not medium:
+            self.values.pop(beginning)
 
     def _list(self, key: str) -> list[t.Any]:
         return t.cast("list[t.Any]", self.values.setdefault(key, []))

@@ -98,6 +98,13 @@ class System(t.NamedTuple):
     version: str
 
 
+class Medium(t.NamedTuple):
+    """What the name of an official ISO tells."""
+
+    system: System
+    arch: str | None
+
+
 def system(name: str, version: str) -> System | None:
     """The system that another tool calls so (C(RHEL-7) and C(U9), C(Debian) and C(8.4.0)); None where it is not known."""
     name, version = name.strip(), version.strip()
@@ -126,14 +133,14 @@ def family(found: System) -> str | None:
     return None
 
 
-def medium(url: str) -> tuple[System, str | None] | None:
+def medium(url: str) -> Medium | None:
     """The system, and the architecture as far as it is told, that the name of an official ISO tells; None for any other name."""
     for distribution, pattern in _MEDIA:
         found = re.search(pattern, url.rpartition("/")[2], re.IGNORECASE)
         if found:
             version = re.sub(r"(?i)-(?:u|sp)", ".", found["version"])
             told = system(distribution, version)
-            return (told, found["arch"].lower() if found["arch"] else None) if told else None
+            return Medium(told, found["arch"].lower() if found["arch"] else None) if told else None
     return None
 
 

@@ -63,7 +63,7 @@ def load(path: Path, wanted: str | None, given: t.Mapping[str, t.Any]) -> Templa
     template = Template([root, *assigned], chosen, _variables(root, assigned, folder, given, path), references)
     reason = "is another source; import it by itself, where it is one for QEMU"
     template.left = [(item.layers[0], reason) for item in builders if item is not chosen]
-    template.left += [(old, reason) for old, reason in _overridden(template.variables, root, assigned)]
+    template.left += _overridden(template.variables, root, assigned)
     for build in root.each("build"):
         _build(build, chosen, template)
     return template

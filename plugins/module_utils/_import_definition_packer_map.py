@@ -177,10 +177,9 @@ class Conversion:
             node, text = found
             official = _import_definition_data.medium(text)
             if official:
-                system, arch = official
-                draft.operating_system(system.distribution, system.version, node)
-                if arch:
-                    draft.architecture(None, arch)
+                draft.operating_system(official.system.distribution, official.system.version, node)
+                if official.arch:
+                    draft.architecture(None, official.arch)
 
     def _disk(self) -> None:
         size = self.setting("disk_size")

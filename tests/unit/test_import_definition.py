@@ -369,7 +369,7 @@ def test_definition_is_valid_once_what_is_missing_was_added(sample: Sample) -> N
         key, _dot, below = path.partition(".")
         definition.setdefault(key, {})[below] = value
     options = spec("definition", "image")
-    checked = _definition.validate(found.name, definition, options, lambda path: ".".join(path), "inventory")
+    checked = _definition.validate(found.name, definition, options, ".".join, "inventory")
     assert checked["image_os"]["distribution"] == found.definition["image_os"]["distribution"]
 
 

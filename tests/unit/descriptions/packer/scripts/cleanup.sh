@@ -1,3 +1,3 @@
-#!/bin/bash
+#!/bin/sh
 set -eu
 apt-get clean

@@ -242,8 +242,10 @@ def _run_installer(
     medium = order.medium
     foreign = "" if order.arch == platform.machine() else order.arch
     machine = Machine(order.memory, order.cpus, order.firmware, accelerator, order.osinfo, foreign)
-    lines = (tuple(medium.get(f"{kind}_lines") or ()) for kind in ("success", "failure", "question"))
-    signs = Signs(*lines, hints=medium.get("hints") or {})
+    success, failure, question = (
+        tuple(medium.get(f"{kind}_lines") or ()) for kind in ("success", "failure", "question")
+    )
+    signs = Signs(success, failure, question, medium.get("hints") or {})
     console = Console(logs / "base_vm-console.log")
     installation = _prepare(order, work)
     argv = virt_install_argv(libvirt.uri, order.domain, machine, installation, disk, console.path)

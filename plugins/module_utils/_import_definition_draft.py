@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _import_definition_data, _sums
+from ansible_collections.cloudimg.factory.plugins.module_utils._definition_installer import WITH_DRIVERS
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_ledger import Ledger
 from ansible_collections.cloudimg.factory.plugins.module_utils._import_definition_secrets import (
@@ -94,7 +95,12 @@ class Draft(Ledger):
         self.system = found
         self.values.setdefault("image_os", {}).update(distribution=found.distribution, version=found.version)
         for node in nodes:
-            self.take(node, "image_os")
+            if node and node.text() == version != found.version:
+                self.leave(
+                    node, f"is {found.version} in image_os, as os-release(5) has it; name the rest in image_title"
+                )
+            else:
+                self.take(node, "image_os")
 
     def architecture(self, node: Node | None, name: str) -> None:
         """Take the architecture over."""
@@ -316,6 +322,10 @@ class Draft(Ledger):
         if not medium.get("checksum"):
             self.missing[f"{beginning}.checksum"] = (
                 "set it to the URL of the vendor's file of SHA-256 sums, with signature and keyring, or to sha256:<hex>"
+            )
+        if medium.get("family") in WITH_DRIVERS:
+            self.missing["image_medium.drivers"] = (
+                "set it to an ISO with the drivers for virtio, by url or path, with its checksum"
             )
         if not medium:
             self.values.pop(beginning)

@@ -132,6 +132,7 @@ SAMPLES = [
                 "checksum": "sha256:3e4fa6d8507b554856fc9ca6079cc402df11a8b79344871669f0251535255325",
             },
         },
+        added={"image_medium.drivers": {"path": "/srv/iso/virtio-win.iso", "checksum": f"sha256:{'0' * 64}"}},
         told={
             "template.os.name": "windows",
             "template.os.install.@type": "url: https",

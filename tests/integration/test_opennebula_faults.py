@@ -342,3 +342,67 @@ def test_the_password_needs_a_private_way(site: Site) -> None:
     with pytest.raises(FactoryError, match="unencrypted over the network") as caught:
         site.run("1", api_url="http://one.example.org:2633/RPC2")
     assert PASSWORD not in str(caught.value)
+
+
+def test_one_build_that_fails_does_not_keep_others_from_being_published(site: Site, server: OpenNebulaServer) -> None:
+    names = [f"image-{number}" for number in range(6)]
+    paths = [site.build("1", image) for image in names]
+    disk = paths[1].parent / "image-1-1.qcow2"
+    disk.write_bytes(disk.read_bytes()[:-1] + b"x")
+    server.images[50] = Image(50, 0, 1, "image-2-1@default", state=1)
+    (site.root / "builds/wrong").mkdir()
+    shutil.copy(disk, site.root / "builds/wrong/image-4-1.qcow2")
+    handler = functools.partial(Quiet, directory=str(site.root / "builds"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{web.server_address[1]}"
+        urls = [f"{url}/{image}/1/" if image != "image-4" else f"{url}/wrong/" for image in names]
+        failure = attempt(site, descriptors=[str(path) for path in paths], transfer="url", artifact_urls=urls)
+        web.shutdown()
+    assert str(failure).startswith("3 of 6 builds are not published, the first of them is image-1 1: ")
+    assert failure and failure.details["changed"]
+    rows = failure.details["builds"]
+    assert [bool(row["publication"]) for row in rows] == [True, False, False, True, False, True]
+    problems = [row["problem"] for row in rows]
+    assert [bool(problem) for problem in problems] == [False, True, True, False, True, False]
+    assert "was changed after its export" in problems[1] and "NAME: the name image-2-1@default is taken" in problems[2]
+    assert "its transfer failed: " in problems[4] and "MD5 sum does not match" in problems[4]
+    assert all(("image-" + str(number)) in str(row["actions"]) for number, row in enumerate(rows) if row["actions"])
+    assert sorted(image.name for image in server.images.values() if image.id != 50) == [
+        "image-0-1@default",
+        "image-3-1@default",
+        "image-5-1@default",
+    ]
+    assert server.count("imagepool.info") == 1
+
+
+def test_a_front_end_that_goes_away_is_not_waited_for_by_each_build(site: Site, server: OpenNebulaServer) -> None:
+    paths = [str(site.build("1", f"image-{number}")) for number in range(8)]
+    asked: list[str] = []
+    site.delays = (0.05,)
+
+    def away(one: OpenNebulaServer, *_given: t.Any) -> None:
+        asked.append("image.allocate")
+        if len(asked) == 3:
+            threading.Thread(target=one.stop).start()
+
+    server.hooks["image.allocate"] = away
+    failure = attempt(site, descriptors=paths, timeout=1)
+    assert failure and all(row["problem"] for row in failure.details["builds"][4:])
+    server.hooks.clear()
+    server.start()
+    site.run(descriptors=paths)
+    assert sorted(image.name for image in server.images.values()) == [
+        f"image-{number}-1@default" for number in range(8)
+    ]
+    assert not site.run(descriptors=paths).changed and list((server.root / "safe").iterdir()) == []
+
+
+def test_two_versions_of_an_image_at_once(site: Site, server: OpenNebulaServer) -> None:
+    site.run("1", "2", descriptors=None)
+    assert sorted(image.name.partition("_")[0] for image in server.images.values()) == [
+        "EXPIRED",
+        "debian-12-2@default",
+    ]
+    (template,) = server.templates.values()
+    assert dict(template.pairs)["CLOUDIMG_VERSION"] == "2"

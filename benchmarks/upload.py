@@ -57,8 +57,10 @@ def main() -> None:
     sys.path.insert(0, str(CHECKOUT / "tests/integration"))
     from ansible_collections.cloudimg.factory.tests.tools import registry_server
 
-    if not registry_server.is_installed():
-        raise SystemExit(f"needs Debian's package {registry_server.PACKAGE}")
+    try:
+        registry_server.program()
+    except RuntimeError as exc:
+        raise SystemExit(str(exc)) from None
     with tempfile.TemporaryDirectory(prefix="cloudimg-bench-", dir=options.folder) as name:
         Bench(Path(name), options.size, options.repeat, registry_server).run()
 

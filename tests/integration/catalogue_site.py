@@ -34,14 +34,20 @@ SECRETS = {"password": "swordfish-in-dav-4711", "passphrase": "open-sesame-endor
 EVERYWHERE = ["local", "hepix", "appdb", "stratuslab"]
 
 
-def make_build(folder: Path, version: str, expires: str = "2099-01-01T00:00:00Z", image: str = IMAGE) -> Path:
-    """The directory of a build with a real, tiny qcow2, that was assessed as good; returns the descriptor's path."""
+def make_build(
+    folder: Path, version: str, expires: str = "2099-01-01T00:00:00Z", image: str = IMAGE, size: int = 0
+) -> Path:
+    """The directory of a build with a real, tiny qcow2, that was assessed as good; returns the descriptor's path.
+
+    :param size: MiB by which it is larger.
+    """
     folder.mkdir(parents=True)
     disk = folder / f"{image}-{version}.qcow2"
     _qemu_img.create(disk, 16 << 20)
     # No two builds have the same bytes.
     content = hashlib.sha256(f"{image} {version}".encode()).digest()
     writes = [word for n in range(4) for word in ("-c", f"write -q -P {content[n] or 1} {64 * n}k 64k")]
+    writes += ["-c", f"write -q -P 90 1M {size}M"] if size else []
     subprocess.run(["qemu-io", "-f", "qcow2", *writes, str(disk)], check=True)
     digests = _digest.file_digests(disk)
     artifact = _descriptor.Artifact("qcow2", disk.name, disk.stat().st_size, 16 << 20, digests)

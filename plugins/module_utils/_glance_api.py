@@ -89,7 +89,7 @@ def identify(session: t.Any, hide: t.Callable[[str], str] = str) -> dict[str, st
             raise FactoryError(
                 f"no TLS with the Identity service: {reason[1].strip() if reason else hide(_first(exc))}",
                 where=where,
-                mend="give its CA as cacert in clouds.yaml, or as ca_cert, and where it wants a client's certificate, cert and key",
+                mend="give its CA as cacert in clouds.yaml, or as ca_cert; a client's as cert and key",
             ) from None
         except (errors.RetriableConnectionFailure, errors.HttpServerError) as exc:
             if not delays:

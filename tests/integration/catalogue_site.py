@@ -31,7 +31,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 IMAGE = "debian-12"
 TOKEN = "pat-jane-0123456789"
 SECRETS = {"password": "swordfish-in-dav-4711", "passphrase": "open-sesame-endorser-0815", "token": TOKEN}
-EVERYWHERE = ["local", "hepix", "appdb", "stratuslab"]
+FETCHED = ["local", "hepix", "appdb", "stratuslab"]
+"""The catalogues whose readers fetch the artifacts from where they are served, beside the one that keeps the record."""
+EVERYWHERE = [*FETCHED, "opennebula", "oci", "glance"]
 
 
 def make_build(
@@ -160,7 +162,7 @@ class Site:
         chain = {"chain": str(self.endorser.chain)} if self.endorser.chain else {}
         variables = {
             "image_workspace": str(self.workspace),
-            "image_catalogues": EVERYWHERE,
+            "image_catalogues": FETCHED,
             "publish_serve": {
                 "target": f"dav://127.0.0.1:{wires['dav'].port}/{self.root.name}",
                 "public_url": "https://www.example.org/images",

@@ -25,14 +25,15 @@ from ansible_collections.cloudimg.factory.plugins.modules.opennebula_appliance i
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
 
-def make_build(folder: Path, version: str, image: str = "debian-12", **changes: t.Any) -> Path:
-    """The directory of a build with a real, tiny qcow2; returns the descriptor's path."""
+def make_build(folder: Path, version: str, image: str = "debian-12", size: int = 0, **changes: t.Any) -> Path:
+    """The directory of a build with a real, tiny qcow2, larger by ``size`` MiB; returns the descriptor's path."""
     folder.mkdir(parents=True)
     disk = folder / f"{image}-{version}.qcow2"
     _qemu_img.create(disk, 16 << 20)
     # No two builds have the same bytes.
     content = hashlib.sha256(f"{image} {version}".encode()).digest()
     writes = [word for n in range(4) for word in ("-c", f"write -q -P {content[n] or 1} {64 * n}k 64k")]
+    writes += ["-c", f"write -q -P 90 1M {size}M"] if size else []
     subprocess.run(["qemu-io", "-f", "qcow2", *writes, str(disk)], check=True)
     artifact = _descriptor.Artifact("qcow2", disk.name, disk.stat().st_size, 16 << 20, _digest.file_digests(disk))
     values: dict[str, t.Any] = {

@@ -297,6 +297,7 @@ def test_a_private_authority_and_a_client_certificate(tmp_path: Path) -> None:
         assert len(server.images()) == 1
 
 
+@pytest.mark.slow
 def test_without_glance_the_tests_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They fail, and are not left out."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -19,6 +19,7 @@ from oci_site import Site as Repository
 
 from ansible_collections.cloudimg.factory.tests.tools.registry_server import PASSWORD, USER, Front, Registry
 
+pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 

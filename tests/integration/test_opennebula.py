@@ -16,8 +16,6 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Fa
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_objects import Image, VmTemplate
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import OpenNebulaServer
 
-pytest.importorskip("pyone")
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> t.Iterator[OpenNebulaServer]:

@@ -23,8 +23,6 @@ from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import Drop
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_objects import Image, VmTemplate
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
-pytest.importorskip("pyone")
-
 
 @pytest.fixture
 def server(tmp_path: Path) -> t.Iterator[OpenNebulaServer]:
@@ -118,13 +116,11 @@ def cut_at(places: slice, reset: bool, builds: Path, wanted: dict[str, t.Any], r
 REFUSED = ["401", "403", "404", "409", "413"]
 FAULTS = [*REFUSED, "429", "429-untold", "500", "503", "503-untold", "html", "lost", "reset"]
 METHODS = [
-    "imagepool.info",
-    "image.allocate",
-    "image.info",
-    "image.chmod",
-    "template.update",
-    "image.rename",
-    "image.enable",
+    *("imagepool.info", "image.allocate", "template.update"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("image.info", "image.chmod", "image.rename", "image.enable")
+    ),
 ]
 
 
@@ -196,6 +192,7 @@ def test_a_slow_reader_is_waited_for_by_the_next_run(site: Site, server: OpenNeb
     assert server.count("image.allocate") == 1 and list((server.root / "safe").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_slow_reader_of_what_we_serve(site: Site, server: OpenNebulaServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The front-end fetches 1.5 MB a second from us: all of it takes twice as long as it may be silent."""
     monkeypatch.setattr(_opennebula_transfer._Handler, "timeout", 3)

@@ -21,7 +21,6 @@ from catalogue_site import CHECKOUT, IMAGE, Played, make_build
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_objects import Image
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
-pytest.importorskip("pyone")
 pytestmark = pytest.mark.slow
 
 

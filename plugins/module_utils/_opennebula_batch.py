@@ -97,9 +97,12 @@ class Batch:
             return set()
         self.desk.shelf.result = row.result
         try:
-            self._open.append((row, self.desk.begin(row.path, build, way)))
+            begun = self.desk.begin(row.path, build, way)
         except FactoryError as exc:
             return self._failed(row, build, exc)
+        self._open.append((row, begun))
+        for image in [plan.image for plan in begun.missing if plan.image and not self.desk.cloud.check_mode]:
+            self.desk.waiter.hide(image)
         return set()
 
     def _finish(self) -> set[str]:

@@ -215,6 +215,19 @@ def test_nothing_half_made_is_visible_whatever_the_umask(site: Site, server: Ope
     assert [image.mode for image in server.images.values()] == [0o640]
 
 
+def test_nothing_half_made_is_visible_while_others_are_begun(site: Site, server: OpenNebulaServer) -> None:
+    server.new_mode, server.delay = 0o644, 0.3
+    paths = [str(site.build("1", f"image-{number}")) for number in range(6)]
+    seen: list[list[int]] = []
+    server.hooks["image.allocate"] = lambda one, *_given: seen.append(
+        [image.mode for image in one.images.values() if image.state == 4]
+    )
+    site.run(descriptors=paths)
+    assert {mode for modes in seen for mode in modes} == {0o600}
+    assert max(map(len, seen)) == 3, "the fourth one is begun beside three"
+    assert {image.mode for image in server.images.values()} == {0o640}
+
+
 def test_a_restricted_directory(site: Site, server: OpenNebulaServer, tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir()

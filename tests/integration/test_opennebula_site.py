@@ -203,7 +203,7 @@ def test_a_play_with_many_images_lists_each_pool_once(count: int, site: Site) ->
     made = ("image.allocate", "image.chmod", "template.allocate", "template.chmod")
     assert {name: server.count(name) for name in made} == dict.fromkeys(made, count)
     # What is left are looks at transfers, two or three for each.
-    assert len(server.asked) == 4 + 4 * count + server.count("image.info") <= 4 + 7 * count
+    assert len(server.asked) == 4 + 4 * count + server.count("image.info") <= 4 + 8 * count
     for image in site.hosts:
         about = site.publications(image)["1"]
         assert (about["state"], about["version"]) == ("published", "1")

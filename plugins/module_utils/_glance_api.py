@@ -51,7 +51,7 @@ BUSY = ("queued", "saving", "uploading", "importing")
 DONE = ("active", "deactivated")
 _PATCH = "application/openstack-images-v2.1-json-patch"
 _PAGES = 10000
-_TLS = re.compile(r"\[SSL[^\]]*\] ([^(']*)")
+_TLS = re.compile(r"(?:\[SSL[^\]]*\] |(?=EOF occurred))([^(']+)")
 _SECRETS = re.compile(r"(?i)(secret|password|token|passcode)")
 
 

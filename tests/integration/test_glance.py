@@ -287,7 +287,7 @@ def test_a_private_authority_and_a_client_certificate(tmp_path: Path) -> None:
             assert not site.publish("1", cloud=cloud, **options).changed
             for given, problem in (
                 ({}, "certificate verify failed|is not trusted.*give the CA"),
-                (trusted, "(?i)certificate|closed|reset"),
+                (trusted, "(?i)alert certificate|EOF occurred|closed|reset|abort"),
             ):
                 site.clouds(server.tls_url, **given)
                 assert re.search(problem, site.refused("1", cloud=cloud)), (cloud, given)

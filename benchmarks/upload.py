@@ -4,9 +4,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How fast an image is uploaded, beside «curl -T» of the same file to the same server, and how much memory it takes.
 
-Prints a row for each run, in turns, and the ratio of the best ones:
+Prints a row for each run, in turns, and the ratios of the best ones, and of each run's:
 
 curl     what curl sends as the body of one PUT to an upload that was begun before
+upload   the artifact as our client uploads it, in a process of its own: beginning, chunks, closing
 module   the module oci_artifact in a process of its own, with all that Python has to import; the file's digest is known, as after
          an export
 again    the module once more: nothing is sent
@@ -42,6 +43,23 @@ try:
 finally:
     print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")), file=sys.stderr)
 """
+_UPLOAD = """
+import json, sys, time
+from pathlib import Path
+from ansible.utils.collection_loader._collection_finder import _AnsibleCollectionFinder
+_AnsibleCollectionFinder(paths=[sys.argv[1]])._install()
+from ansible_collections.cloudimg.factory.plugins.module_utils._oci_blobs import Upload
+from ansible_collections.cloudimg.factory.plugins.module_utils._oci_registry import OPTIONS, Repository
+from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
+job = json.loads(sys.argv[2])
+options = {key: about.get("default") for key, about in OPTIONS.items()}
+given = {**options, "registry": job["url"], "repository": "bench/upload"}
+upload = Upload(Repository(given, Progress("benchmark"), write=True), Path(job["path"]), job["digest"], job["size"])
+began = time.monotonic()
+upload.run()
+print(time.monotonic() - began, file=sys.stderr)
+print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")), file=sys.stderr)
+"""
 
 
 def main() -> None:
@@ -57,8 +75,10 @@ def main() -> None:
     sys.path.insert(0, str(CHECKOUT / "tests/integration"))
     from ansible_collections.cloudimg.factory.tests.tools import registry_server
 
-    if not registry_server.is_installed():
-        raise SystemExit(f"needs Debian's package {registry_server.PACKAGE}")
+    try:
+        registry_server.program()
+    except RuntimeError as exc:
+        raise SystemExit(str(exc)) from None
     with tempfile.TemporaryDirectory(prefix="cloudimg-bench-", dir=options.folder) as name:
         Bench(Path(name), options.size, options.repeat, registry_server).run()
 
@@ -88,12 +108,13 @@ class Bench:
     def run(self) -> None:
         """Print the rows."""
         best: dict[str, float] = {}
+        ratios: dict[str, list[float]] = {"upload": [], "module": []}
         memory = 0
         print(f"{'run':>3}  {'what':<8} {'seconds':>8} {'MiB/s':>8} {'memory':>10}")
         for number in range(self.repeat):
-            for what in ("curl", "module"):
+            for what, work in (("curl", self.curl), ("upload", self.upload), ("module", self.module)):
                 with self.server.Registry(self.root / "registry") as registry:
-                    rows = [(what, *(self.curl(registry) if what == "curl" else self.module(registry)))]
+                    rows = [(what, *work(registry))]
                     if what == "module":
                         rows.append(("again", *self.module(registry, sent=0)))
                 shutil.rmtree(self.root / "registry")
@@ -103,7 +124,24 @@ class Bench:
                     print(f"{number:>3}  {name:<8} {seconds:>8.2f} {rate} {held}", flush=True)
                     best[name] = min(best.get(name, seconds), seconds)
                     memory = max(memory, peak)
-        print(f"module / curl: {best['curl'] / best['module']:.2f} of its throughput, {memory / 2**20:.1f} MiB at most")
+                    if name == "curl":
+                        curl = seconds
+                    elif name in ratios:
+                        ratios[name].append(curl / seconds)
+        for name, found in ratios.items():
+            each = ", ".join(f"{ratio:.2f}" for ratio in found)
+            print(f"{name} / curl: {best['curl'] / best[name]:.2f} of its throughput; run by run {each}")
+        print(f"{memory / 2**20:.1f} MiB at most; the load is {os.getloadavg()[0]:.1f}")
+
+    def upload(self, registry: t.Any) -> tuple[float, int]:
+        """The upload alone."""
+        job = {"url": registry.url, "path": str(self.image), "digest": self.digest, "size": self.bytes}
+        argv = [sys.executable, "-W", "ignore", "-c", _UPLOAD, ROOT, json.dumps(job)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        words = done.stderr.split()
+        return float(words[0]), int(words[-2]) * 1024
 
     def curl(self, registry: t.Any) -> tuple[float, int]:
         """One PUT of the file."""

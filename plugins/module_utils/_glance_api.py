@@ -51,6 +51,7 @@ BUSY = ("queued", "saving", "uploading", "importing")
 DONE = ("active", "deactivated")
 _PATCH = "application/openstack-images-v2.1-json-patch"
 _PAGES = 10000
+_TLS = re.compile(r"(?:\[SSL[^\]]*\] |(?=EOF occurred))([^(']+)")
 _SECRETS = re.compile(r"(?i)(secret|password|token|passcode)")
 
 
@@ -82,8 +83,16 @@ def identify(session: t.Any, hide: t.Callable[[str], str] = str) -> dict[str, st
     while True:
         try:
             return dict(session.get_auth_headers() or {})
+        except errors.SSLError as exc:
+            # It is within the text of libraries that have wrapped each other.
+            reason = _TLS.search(str(exc))
+            raise FactoryError(
+                f"no TLS with the Identity service: {reason[1].strip() if reason else hide(_first(exc))}",
+                where=where,
+                mend="give its CA as cacert in clouds.yaml, or as ca_cert; a client's as cert and key",
+            ) from None
         except (errors.RetriableConnectionFailure, errors.HttpServerError) as exc:
-            if not delays or isinstance(exc, errors.SSLError):
+            if not delays:
                 raise FactoryError(
                     f"the Identity service gives no token: {hide(_first(exc))}",
                     where=where,
@@ -140,6 +149,8 @@ def connect(options: t.Mapping[str, t.Any], progress: Progress) -> Glance:
             hide(_first(exc)), where=where, mend="check clouds.yaml, and cloud, auth_type and auth"
         ) from None
     secrets += [str(value) for key, value in region.get_auth_args().items() if _SECRETS.search(key)]
+    # Before the SDK uses these files, which has no messages for what is wrong with them.
+    trust, client = _trust(*region.get_requests_verify_args())
     # The catalogue comes with the token.
     identify(session, Masks(secrets).hide)
     base = region.get_endpoint("image") or session.get_endpoint(
@@ -154,7 +165,6 @@ def connect(options: t.Mapping[str, t.Any], progress: Progress) -> Glance:
             where=where,
             mend="check region_name and interface, or give endpoint",
         )
-    trust, client = _trust(*region.get_requests_verify_args())
     http = _Client(
         session,
         trust,
@@ -170,10 +180,12 @@ def connect(options: t.Mapping[str, t.Any], progress: Progress) -> Glance:
 
 
 def _trust(verify: t.Any, cert: t.Any) -> tuple[ssl.SSLContext | None, t.Any]:
-    """What the SDK makes of verify, cacert, cert and key, as Http wants it."""
+    """What the SDK makes of verify, cacert, cert and key, as Http wants it; raises FactoryError where files cannot be used."""
     pair = (cert, None) if isinstance(cert, str) else cert
     client = (Path(pair[0]), Path(pair[1]) if pair[1] else None, None) if pair else None
     if verify is True:
+        if client:
+            _http_wire.context(None, client)
         return None, client
     trust = _http_wire.context(Path(verify) if verify else None, client)
     if not verify:

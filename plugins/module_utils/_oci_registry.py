@@ -317,27 +317,42 @@ class Repository:
                 return found
             listed = reply.json().get("tags") or []
             found += [str(tag) for tag in listed]
-            following = re.search(r"<([^>]*)>\s*;\s*rel=\"?next", reply.headers.get("Link", ""))
+            following = _next(reply)
             if not following or not listed:
                 return found
-            url = urljoin(url, following[1])
+            url = urljoin(url, following)
         raise FactoryError(f"has more than {_PAGES} pages of tags", where=self.where, mend="check the registry")
 
     def referrers(self, digest: str) -> tuple[list[dict[str, t.Any]], bool]:
-        """The descriptors of what refers to a manifest, and whether the registry has an API for them (one or two GETs)."""
-        try:
-            reply = self.request("GET", f"referrers/{digest}", headers={"Accept": INDEX}, accept=(200, 404))
-        except Answered as exc:
-            # Registries before specification 1.1 have neither the route nor a fixed answer for it.
-            if exc.reply.status not in (400, 405, 406, 501):
-                raise
-            native = False
-        else:
-            native = reply.status == 200 and INDEX in reply.headers.get("Content-Type", INDEX)
-        if native:
-            return _descriptors(reply.json()), True
+        """The descriptors of what refers to a manifest, and whether the registry has an API for them.
+
+        One GET for each page, or two GETs where there is no such API.
+        """
+        found: list[dict[str, t.Any]] = []
+        url = self.url(f"referrers/{digest}")
+        for page in range(_PAGES):
+            try:
+                reply = self.request("GET", url, headers={"Accept": INDEX}, accept=(200, 404))
+            except Answered as exc:
+                # Registries before specification 1.1 have neither the route nor a fixed answer for it.
+                if page or exc.reply.status not in (400, 405, 406, 501):
+                    raise
+                break
+            if not page and (reply.status != 200 or INDEX not in reply.headers.get("Content-Type", INDEX)):
+                break
+            found += _descriptors(reply.json())
+            following = _next(reply)
+            if not following:
+                return found, True
+            url = urljoin(url, following)
         index = self.get(fallback_tag(digest))
         return (_descriptors(index.document) if index else []), False
+
+
+def _next(reply: Reply) -> str:
+    """The URL of the next page (RFC 5988); empty where this is the last one."""
+    found = re.search(r"<([^>]*)>\s*;\s*rel=\"?next", reply.headers.get("Link", ""))
+    return found[1] if found else ""
 
 
 def _descriptors(index: t.Any) -> list[dict[str, t.Any]]:

@@ -42,9 +42,26 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_shelf
     tags,
     version_of,
 )
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_transfer import Way
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 FORMATS = ("qcow2", "raw", "vmdk")
+
+
+@dataclasses.dataclass
+class Begun:
+    """A build whose images the front-end has, or is transferring.
+
+    :param missing: those of its plans that it had no image of before.
+    :ivar offer: has the artifact where the front-end reads it, until it is closed.
+    """
+
+    build: Descriptor
+    artifact: Artifact
+    plans: t.Sequence[Plan]
+    way: Way
+    missing: t.Sequence[Plan]
+    offer: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
 
 
 class Desk(Maker):
@@ -52,14 +69,44 @@ class Desk(Maker):
 
     def publish(self, path: Path, build: Descriptor) -> dict[str, t.Any]:
         """Have a build published; returns what finds it there again."""
+        return self.finish(self.begin(path, build, self.wish.way))
+
+    def begin(self, path: Path, build: Descriptor, way: Way) -> Begun:
+        """Have the front-end begin to transfer a build where it has not got it; :meth:`finish` or :meth:`drop` has to follow."""
         artifact = self._artifact(path, build)
         file = checked(path, build, artifact)
         plans = [self._plan(build, artifact, self.cloud.datastore(name)) for name in self.wish.datastores]
         for plan in plans:
             self._must_be_possible(plan)
-        self._images(file, plans)
-        found = {}
         for plan in plans:
+            self._failed_before(plan)
+        begun = Begun(build, artifact, plans, way, missing=[plan for plan in plans if plan.image is None])
+        try:
+            shown = ""
+            if begun.missing and not self.cloud.check_mode:
+                shown, secret = begun.offer.enter_context(way.offer(file, artifact))
+                self.cloud.front.http.masks.add(secret)
+            for plan in begun.missing:
+                self._register(plan, shown, way)
+        except BaseException:
+            self.drop(begun)
+            raise
+        return begun
+
+    def finish(self, begun: Begun) -> dict[str, t.Any]:
+        """Wait for the images of a build, have the VM templates boot them and older versions expire; as :meth:`publish`."""
+        try:
+            self._wait(begun.plans)
+        except BaseException:
+            self.drop(begun)
+            raise
+        begun.offer.close()
+        if not self.cloud.check_mode and begun.way.left(begun.artifact):
+            if not begun.missing:
+                self.shelf.result.act(f"{begun.artifact.path}: its copy for the transfer was left behind")
+            begun.way.tidy(begun.artifact)
+        build, found = begun.build, {}
+        for plan in begun.plans:
             self._polish(plan)
             switched = self.have_template(plan)
             for image in self.shelf.images(build.identifier, plan.store):
@@ -71,6 +118,16 @@ class Desk(Maker):
                     self.shelf.expire(image, f"is replaced by version {build.version}")
             found[plan.store.name] = {"image": plan.image.id if plan.image else None, "template": switched.id}
         return {"identifier": build.identifier, "version": build.version, "datastores": found}
+
+    def drop(self, begun: Begun) -> None:
+        """Give up a build that was begun: what was offered for its transfer goes."""
+        begun.offer.close()
+        # Where a transfer may still be under way, its file stays for the next run to remove.
+        if not self.cloud.check_mode and not any(
+            each.image and each.image.state in (0, LOCKED) for each in begun.plans
+        ):
+            with contextlib.suppress(FactoryError):
+                begun.way.tidy(begun.artifact)
 
     def _artifact(self, path: Path, build: Descriptor) -> Artifact:
         formats = [self.wish.format] if self.wish.format else list(FORMATS)
@@ -174,36 +231,6 @@ class Desk(Maker):
                 mend="make room there, or name another datastore",
             )
 
-    def _images(self, file: Path, plans: t.Sequence[Plan]) -> None:
-        """Have all images there and READY."""
-        for plan in plans:
-            self._failed_before(plan)
-        missing = [plan for plan in plans if plan.image is None]
-        artifact = plans[0].artifact
-        if self.cloud.check_mode:
-            for plan in missing:
-                self._register(plan, "")
-            return
-        try:
-            with contextlib.ExitStack() as stack:
-                path = ""
-                if missing:
-                    path, secret = stack.enter_context(self.wish.way.offer(file, artifact))
-                    self.cloud.front.http.masks.add(secret)
-                for plan in missing:
-                    self._register(plan, path)
-                self._wait(plans)
-        except FactoryError:
-            # Where a transfer may still be under way, its file stays for the next run to remove.
-            if not any(plan.image and plan.image.state in (0, LOCKED) for plan in plans):
-                with contextlib.suppress(FactoryError):
-                    self.wish.way.tidy(artifact)
-            raise
-        if self.wish.way.left(artifact):
-            if not missing:
-                self.shelf.result.act(f"{artifact.path}: its copy for the transfer was left behind")
-            self.wish.way.tidy(artifact)
-
     def _failed_before(self, plan: Plan) -> None:
         """Make way where an earlier transfer failed, or died with the front-end."""
         image = plan.image
@@ -217,10 +244,10 @@ class Desk(Maker):
             self.cloud.delete(image)
             plan.image = None
 
-    def _register(self, plan: Plan, path: str) -> None:
+    def _register(self, plan: Plan, path: str, way: Way) -> None:
         self.shelf.result.act(f"image {plan.name}: is not in datastore {plan.store.name} yet")
         pairs = [*plan.pairs, ("PATH", path)]
-        if self.wish.way.verifies:
+        if way.verifies:
             pairs.append(("MD5", plan.artifact.checksums["md5"]))
         self.waiter.phase(f"register {plan.name}")
         plan.image = self.cloud.make_image(pairs, self.about(plan.name, plan.pairs, plan.store), plan.store)

@@ -38,6 +38,9 @@ class Way(abc.ABC):
     verifies = False
     """Whether the front-end is to compare checksums, since a network is between."""
 
+    alone = False
+    """Whether it can offer but one artifact at a time."""
+
     @abc.abstractmethod
     def offer(self, file: Path, artifact: Artifact) -> t.ContextManager[tuple[str, str]]:
         """Have it where the front-end reads it, as long as the block runs; gives PATH, and what no message may show of it."""
@@ -151,6 +154,7 @@ class Here(Way):
         self._host = f"[{address}]" if parsed.version == 6 else address
         self._address = address
         self._port = port
+        self.alone = bool(port)
         self._six = parsed.version == 6
         self._progress = progress
 

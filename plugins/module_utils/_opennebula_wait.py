@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 
@@ -34,6 +35,16 @@ class Waiter:
     def phase(self, text: str) -> None:
         """Say what is being done."""
         self.cloud.front.http.progress.phase(text)
+
+    def hide(self, image: Image) -> None:
+        """Let its owner alone see an image that is transferred, whatever the front-end's umask is, before others are begun.
+
+        What goes wrong is met again, and told, by :meth:`until_ready`.
+        """
+        with contextlib.suppress(Unknown, Unreachable, Refused):
+            self.cloud.fresh(image)
+            if image.state in (0, LOCKED) and image.mode != "600":
+                self.cloud.chmod(image, "600")
 
     def until_ready(self, image: Image, *, hide: bool = False) -> None:
         """Wait until an image is INIT or LOCKED no longer.

@@ -18,6 +18,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor impor
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import Front
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_batch import Batch, Row
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_boot import Disk, Wish
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud import Cloud
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_publish import Desk
@@ -50,8 +51,11 @@ class Job:
         self.cloud = Cloud(front, check_mode)
         self.shelf = Shelf(self.cloud, pause=front.http.pause)
 
-    def run(self, builds: t.Sequence[tuple[Path, Descriptor]]) -> Result:
-        """Do what the state asks for; raises FactoryError."""
+    def run(self, rows: t.Sequence[Row]) -> Result:
+        """Do what the state asks for, with these builds.
+
+        :raises FactoryError: what is wrong. With C(descriptors) each build has been tried, and the details are the result.
+        """
         given, state = self.given, self.given["state"]
         for key in ("mode", "template_mode"):
             if given[key] is not None and not re.fullmatch(r"[0-7]{3}", str(given[key])):
@@ -60,53 +64,73 @@ class Job:
                 )
         wish = self._wish() if state == "present" else None
         clean_after = seconds(given["clean_after"]) if state == "cleaned" else 0.0
-        identifiers = {build.identifier for _path, build in builds}
+        builds = [row.build for row in rows if row.build]
+        identifiers = {build.identifier for build in builds}
         if given["identifier"]:
             identifiers = {given["identifier"]}
         uid = self.cloud.number("user", given["owner"])
         self.shelf.owners = frozenset({uid} - {-1})
         before = self._described(identifiers)
-        publications: list[dict[str, t.Any]] = []
         if wish:
             wish.uid, wish.gid = uid, self.cloud.number("group", given["group"])
             waiter = Waiter(self.cloud, float(given["timeout"]), max(0.05, float(given["interval"])))
-            desk = Desk(self.shelf, wish, waiter)
-            for path, build in builds:
-                publications.append({"api_url": given["api_url"], **desk.publish(path, build)})
+            self._publish(Desk(self.shelf, wish, waiter), rows)
         elif state == "cleaned":
             self.shelf.clean(given["identifier"], clean_after)
         else:
             self._retire(state, builds)
-        return self._told(identifiers, before, publications, builds)
+        return self._told(identifiers, before, rows)
 
-    def _retire(self, state: str, builds: t.Sequence[tuple[Path, Descriptor]]) -> None:
+    def _publish(self, desk: Desk, rows: t.Sequence[Row]) -> None:
+        urls = self.given["artifact_urls"]
+        for number, row in enumerate(rows):
+            row.way = transfer.Url(urls[number]) if urls and self.given["transfer"] == "url" else desk.wish.way
+        if self.given["descriptors"] is None:
+            # The one that there is fails as the module does.
+            for row in rows:
+                row.result = self.shelf.result
+                row.publication = desk.publish(row.path, t.cast("Descriptor", row.build))
+        else:
+            Batch(desk).run(rows)
+            self.shelf.result = Result()
+            for row in rows:
+                self.shelf.result.changed |= row.result.changed
+                self.shelf.result.actions += row.result.actions
+        for row in rows:
+            if row.publication:
+                row.publication = {"api_url": self.given["api_url"], **row.publication}
+
+    def _retire(self, state: str, builds: t.Sequence[Descriptor]) -> None:
         given = self.given
         reason = str(given["reason"] or "").strip()
         if not reason:
             raise FactoryError("must not be empty", key="reason", mend="say why")
-        identifier = given["identifier"] or builds[0][1].identifier
-        version = str(given["version"] or builds[0][1].version)
+        identifier = given["identifier"] or builds[0].identifier
+        version = str(given["version"] or builds[0].version)
         if state == "rolled_back":
             self.shelf.roll_back(identifier, version, reason)
         else:
             self.shelf.retire(identifier, version, reason, absent=state == "absent")
 
-    def _told(
-        self,
-        identifiers: t.Collection[str],
-        before: dict[str, t.Any],
-        publications: list[dict[str, t.Any]],
-        builds: t.Sequence[tuple[Path, Descriptor]],
-    ) -> Result:
+    def _told(self, identifiers: t.Collection[str], before: dict[str, t.Any], rows: t.Sequence[Row]) -> Result:
         result, after = self.shelf.result, self._described(identifiers)
         result.diff = {"before": before, "after": after}
         result.extra |= {"requests": self.front.requests, "images": after["images"], "templates": after["templates"]}
         if self.given["descriptors"] is not None:
-            result.extra["publications"] = publications
-        elif publications:
-            result.extra["publication"] = publications[0]
-        if len(builds) == 1:
-            result.image = builds[0][1].document()
+            result.extra["builds"] = [row.told() for row in rows]
+        elif len(rows) == 1:
+            if rows[0].publication:
+                result.extra["publication"] = rows[0].publication
+            result.image = rows[0].build.document() if rows[0].build else None
+        failed = [row for row in rows if row.failure]
+        if failed:
+            first = t.cast("FactoryError", failed[0].failure)
+            said = FactoryError(first.problem, where=first.where, key=first.key)
+            raise FactoryError(
+                f"{len(failed)} of {len(rows)} builds are not published, the first of them is {failed[0].name}: {said}",
+                mend=first.mend or "mend that, then run this again",
+                details={name: value for name, value in result.dump(0.0).items() if name != "elapsed"},
+            )
         return result
 
     def _described(self, identifiers: t.Collection[str]) -> dict[str, t.Any]:
@@ -126,6 +150,12 @@ class Job:
                     key=f"disks[{index}]",
                     mend="give names of letters, digits, '.', '_' and '-', each once, and sizes in MiB",
                 )
+        if given["artifact_urls"] and len(given["artifact_urls"]) != len(given["descriptors"] or []):
+            raise FactoryError(
+                f"has {len(given['artifact_urls'])} URLs for {len(given['descriptors'] or [])} descriptors",
+                key="artifact_urls",
+                mend="give one for each of descriptors, in their order",
+            )
         if not given["datastores"]:
             raise FactoryError("is empty", key="datastores", mend="name at least one")
         chosen = {name: Path(given[name]) if given[name] else None for name in ("image_template", "vm_template")}
@@ -153,13 +183,13 @@ class Job:
         if given["transfer"] == "http":
             return transfer.Here(given["http_address"], given["http_port"], self.progress)
         if given["transfer"] == "url":
-            if not given["artifact_url"]:
+            if not given["artifact_url"] and not given["artifact_urls"]:
                 raise FactoryError(
                     "is missing",
                     key="artifact_url",
                     mend="say where the artifact is served, or choose another transfer",
                 )
-            return transfer.Url(given["artifact_url"])
+            return transfer.Url(given["artifact_url"] or "")  # with artifact_urls, each build has its own
         account = None
         if given["transfer"] == "ssh":
             paths = [Path(given[key]) if given[key] else None for key in ("ssh_identity", "ssh_known_hosts")]

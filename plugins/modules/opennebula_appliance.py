@@ -53,7 +53,10 @@ options:
     description: Path of the C(descriptor.json) of the build; needed for O(state=present), unless O(descriptors) is given.
     type: path
   descriptors:
-    description: Several of them. The cloud's images and VM templates are listed once for all.
+    description:
+      - Several of them, instead of O(descriptor). The cloud's images and VM templates are listed once for all, and four
+        transfers go on at the same time.
+      - One that fails does not keep the others from being published; then the module fails, and RV(builds) says which.
     type: list
     elements: path
   identifier:
@@ -98,6 +101,10 @@ options:
   artifact_url:
     description: Where the artifact is served. One that ends with a slash is its directory. Needed for O(transfer=url).
     type: str
+  artifact_urls:
+    description: That of each of O(descriptors), in their order, instead of O(artifact_url).
+    type: list
+    elements: str
   directory:
     description: One of the C(SAFE_DIRS) of the datastores. The copy there is removed after the transfer.
     type: str
@@ -286,12 +293,35 @@ publication:
     version: "202501311200"
     datastores:
       default: {image: 17, template: 4}
-publications:
-  description: That of each of O(descriptors), in their order.
-  returned: success, with O(descriptors)
+builds:
+  description:
+    - What became of each of O(descriptors), in their order.
+  returned: with O(descriptors), also when the module fails since some of them did
   type: list
   elements: dict
-  sample: []
+  contains:
+    descriptor:
+      description: Which one.
+      type: str
+    changed:
+      description: Whether something was done for it.
+      type: bool
+    actions:
+      description: What, and why.
+      type: list
+      elements: str
+    publication:
+      description: As RV(publication); null where it is not published.
+      type: dict
+    problem:
+      description: Why it is not published; empty where it is.
+      type: str
+  sample:
+    - descriptor: /srv/cloudimg/builds/debian-12/202501311200/descriptor.json
+      changed: true
+      actions: ["image debian-12-202501311200@default: is not in datastore default yet"]
+      publication: {identifier: 41458818-1d0e-5b8c-a4b5-6a5c3d2f1e00, version: "202501311200"}
+      problem: ""
 images:
   description: The images of the appliance that there are now.
   returned: success
@@ -333,8 +363,10 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _opennebula_work
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import OPTIONS, connect
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_batch import Row
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 DISK = {
@@ -359,6 +391,7 @@ SPEC: dict[str, t.Any] = {
     "format": {"type": "str"},
     "transfer": {"type": "str", "choices": ["url", "directory", "ssh", "http"], "default": "url"},
     "artifact_url": {"type": "str"},
+    "artifact_urls": {"type": "list", "elements": "str"},
     "directory": {"type": "str", "default": "/var/tmp"},
     "ssh_host": {"type": "str"},
     "ssh_user": {"type": "str"},
@@ -397,19 +430,30 @@ REQUIRED = [
 ]
 
 
+def _row(module: AnsibleModule, path: Path) -> Row:
+    """A build to publish or to retire; of many, one that cannot be read fails by itself."""
+    if module.check_mode and module.params["state"] == "present" and not path.exists():
+        return Row(path, result=Result(True, [f"{path}: the stage before would make it, then it is published"]))
+    try:
+        return Row(path, _descriptor.load(path))
+    except FactoryError as exc:
+        if module.params["descriptors"] is None:
+            raise
+        return Row(path, failure=exc)
+
+
 def work(module: AnsibleModule) -> Result:
     """Bring the appliance into the state that the options ask for."""
     given = module.params
     paths = [
         Path(path).absolute() for path in given["descriptors"] or ([given["descriptor"]] if given["descriptor"] else [])
     ]
-    missing = next((path for path in paths if not path.exists()), None)
-    if module.check_mode and missing and given["state"] == "present":
-        return Result(True, [f"{missing}: the stage before would make it, then it is published"])
-    builds = [(path, _descriptor.load(path)) for path in paths]
+    rows = [_row(module, path) for path in paths]
+    if given["descriptor"] and given["state"] == "present" and rows[0].result.changed:
+        return rows[0].result
     progress = Progress("opennebula", given["_job"])
     job = _opennebula_work.Job(connect(given, progress), given, progress, module.check_mode)
-    result = job.run(builds)
+    result = job.run(rows)
     for warning in job.shelf.warnings:
         module.warn(warning)
     return result
@@ -417,7 +461,12 @@ def work(module: AnsibleModule) -> Result:
 
 def main() -> None:
     """The module."""
-    run_module(SPEC, work, required_if=REQUIRED, mutually_exclusive=[("descriptor", "descriptors")])
+    run_module(
+        SPEC,
+        work,
+        required_if=REQUIRED,
+        mutually_exclusive=[("descriptor", "descriptors")],
+    )
 
 
 if __name__ == "__main__":

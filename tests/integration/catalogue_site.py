@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -30,15 +31,26 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 IMAGE = "debian-12"
 TOKEN = "pat-jane-0123456789"
 SECRETS = {"password": "swordfish-in-dav-4711", "passphrase": "open-sesame-endorser-0815", "token": TOKEN}
-EVERYWHERE = ["local", "hepix", "appdb", "stratuslab"]
+FETCHED = ["local", "hepix", "appdb", "stratuslab"]
+"""The catalogues whose readers fetch the artifacts from where they are served, beside the one that keeps the record."""
+EVERYWHERE = [*FETCHED, "opennebula", "oci", "glance"]
 
 
-def make_build(folder: Path, version: str, expires: str = "2099-01-01T00:00:00Z", image: str = IMAGE) -> Path:
-    """The directory of a build with a real, tiny qcow2, that was assessed as good; returns the descriptor's path."""
+def make_build(
+    folder: Path, version: str, expires: str = "2099-01-01T00:00:00Z", image: str = IMAGE, size: int = 0
+) -> Path:
+    """The directory of a build with a real, tiny qcow2, that was assessed as good; returns the descriptor's path.
+
+    :param size: MiB by which it is larger.
+    """
     folder.mkdir(parents=True)
     disk = folder / f"{image}-{version}.qcow2"
     _qemu_img.create(disk, 16 << 20)
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P {ord(version[-1])} 0 256k", str(disk)], check=True)
+    # No two builds have the same bytes.
+    content = hashlib.sha256(f"{image} {version}".encode()).digest()
+    writes = [word for n in range(4) for word in ("-c", f"write -q -P {content[n] or 1} {64 * n}k 64k")]
+    writes += ["-c", f"write -q -P 90 1M {size}M"] if size else []
+    subprocess.run(["qemu-io", "-f", "qcow2", *writes, str(disk)], check=True)
     digests = _digest.file_digests(disk)
     artifact = _descriptor.Artifact("qcow2", disk.name, disk.stat().st_size, 16 << 20, digests)
     build = _descriptor.Descriptor(
@@ -72,7 +84,8 @@ class Played:
 
     @property
     def changed(self) -> bool:
-        return "changed=0" not in self.out
+        """Whether any host did."""
+        return any(int(number) for number in re.findall(r"\bchanged=(\d+)", self.out))
 
 
 @dataclasses.dataclass
@@ -149,7 +162,7 @@ class Site:
         chain = {"chain": str(self.endorser.chain)} if self.endorser.chain else {}
         variables = {
             "image_workspace": str(self.workspace),
-            "image_catalogues": EVERYWHERE,
+            "image_catalogues": FETCHED,
             "publish_serve": {
                 "target": f"dav://127.0.0.1:{wires['dav'].port}/{self.root.name}",
                 "public_url": "https://www.example.org/images",

@@ -53,8 +53,8 @@ class Site:
     def __post_init__(self) -> None:
         self.clouds(self.server.url)
 
-    def clouds(self, url: str, secret: str = SECRET) -> None:
-        """Have C(clouds.yaml) lead there."""
+    def clouds(self, url: str, secret: str = SECRET, **more: str) -> None:
+        """Have C(clouds.yaml) lead there; ``more`` is for both of its clouds."""
         credential = {"application_credential_id": "jane", "application_credential_secret": secret}
         with_keystone = {
             "auth_type": "v3applicationcredential",
@@ -62,7 +62,7 @@ class Site:
             "region_name": "R",
         }
         without = {"auth_type": "none", "auth": {"endpoint": url}}
-        text = yaml.safe_dump({"clouds": {"keystone": with_keystone, "plain": without}})
+        text = yaml.safe_dump({"clouds": {"keystone": {**with_keystone, **more}, "plain": {**without, **more}}})
         (self.root / "clouds.yaml").write_text(text, encoding="utf-8")
 
     def build(self, version: str) -> Path:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import subprocess
 import typing as t
 from pathlib import Path
@@ -18,17 +19,22 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _qemu_img,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
+from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_batch import Row
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.modules.opennebula_appliance import SPEC
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
 
-def make_build(folder: Path, version: str, image: str = "debian-12", **changes: t.Any) -> Path:
-    """The directory of a build with a real, tiny qcow2; returns the descriptor's path."""
+def make_build(folder: Path, version: str, image: str = "debian-12", size: int = 0, **changes: t.Any) -> Path:
+    """The directory of a build with a real, tiny qcow2, larger by ``size`` MiB; returns the descriptor's path."""
     folder.mkdir(parents=True)
     disk = folder / f"{image}-{version}.qcow2"
     _qemu_img.create(disk, 16 << 20)
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P {ord(version[-1])} 0 256k", str(disk)], check=True)
+    # No two builds have the same bytes.
+    content = hashlib.sha256(f"{image} {version}".encode()).digest()
+    writes = [word for n in range(4) for word in ("-c", f"write -q -P {content[n] or 1} {64 * n}k 64k")]
+    writes += ["-c", f"write -q -P 90 1M {size}M"] if size else []
+    subprocess.run(["qemu-io", "-f", "qcow2", *writes, str(disk)], check=True)
     artifact = _descriptor.Artifact("qcow2", disk.name, disk.stat().st_size, 16 << 20, _digest.file_digests(disk))
     values: dict[str, t.Any] = {
         "image": image,
@@ -93,7 +99,7 @@ class Site:
         front = _opennebula.connect(given, progress, self.delays)
         front.looks = (0.0, 0.05, 0.05)
         self.job = _opennebula_work.Job(front, given, progress, check_mode)
-        return t.cast("Result", self.job.run([(path, _descriptor.load(path)) for path in paths]))
+        return t.cast("Result", self.job.run([Row(path, _descriptor.load(path)) for path in paths]))
 
     @property
     def identifier(self) -> str:

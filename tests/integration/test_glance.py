@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import functools
 import http.server
+import re
 import threading
 import typing as t
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from glance_site import ADMIN, IMAGE, SECRET, Site
 
+from ansible_collections.cloudimg.factory.tests.tools import glance_server, pki
 from ansible_collections.cloudimg.factory.tests.tools.glance_server import GlanceServer
 from ansible_collections.cloudimg.factory.tests.tools.glance_wsgi import token_of
 
@@ -256,6 +260,54 @@ def test_application_credentials(site: Site, server: GlanceServer) -> None:
     # What another project has is not ours, even where we may see it.
     site.publish("1", cloud="keystone")
     assert len(server.images()) == 1
+
+
+def test_a_private_authority_and_a_client_certificate(tmp_path: Path) -> None:
+    """By cacert, cert and key of clouds.yaml, and by the options; for the Identity service as for Glance."""
+    grid = pki.Pki.make(tmp_path / "pki")
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    host = grid.issue("localhost", email=None, extended=[ExtendedKeyUsageOID.SERVER_AUTH], extensions=[(names, False)])
+    client = grid.issue("jane", extended=[ExtendedKeyUsageOID.CLIENT_AUTH])
+    authorities = tmp_path / "authorities.pem"
+    authorities.write_bytes(b"".join(path.read_bytes() for path in sorted(grid.anchors.glob("*.0"))))
+    chain = {}
+    for name, each in (("host", host), ("client", client)):
+        chain[name] = tmp_path / f"{name}.pem"
+        chain[name].write_bytes(each.certificate.read_bytes() + (each.chain.read_bytes() if each.chain else b""))
+    (tmp_path / "site").mkdir()
+    with GlanceServer(tmp_path / "glance", tls=(chain["host"], host.key, authorities)) as server:
+        site = Site(tmp_path / "site", server)
+        trusted = {"cacert": str(authorities)}
+        known = {"cert": str(chain["client"]), "key": str(client.key)}
+        for cloud in ("keystone", "plain"):
+            site.clouds(server.tls_url, **trusted, **known)
+            assert site.publish("1", cloud=cloud).changed == (cloud == "keystone")
+            site.clouds(server.tls_url)
+            options = {"ca_cert": trusted["cacert"], "client_cert": known["cert"], "client_key": known["key"]}
+            assert not site.publish("1", cloud=cloud, **options).changed
+            for given, problem in (
+                ({}, "certificate verify failed|is not trusted.*give the CA"),
+                (trusted, "(?i)alert certificate|EOF occurred|closed|reset|abort"),
+            ):
+                site.clouds(server.tls_url, **given)
+                assert re.search(problem, site.refused("1", cloud=cloud)), (cloud, given)
+        for wrong in ({"cacert": "/nowhere.pem"}, {**trusted, "cert": "/nowhere.pem", "key": "/nowhere.pem"}):
+            site.clouds(server.tls_url, **wrong)
+            assert "/nowhere.pem: there is no such file" in site.refused("1", cloud="keystone")
+        assert len(server.images()) == 1
+
+
+@pytest.mark.slow
+def test_without_glance_the_tests_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fail, and are not left out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    with pytest.raises(
+        RuntimeError, match=r"need Glance, and «.*pip install .*» failed: ERROR: .*; have pip reach PyPI"
+    ):
+        glance_server.environment()
+    assert not list(tmp_path.glob("*/glance-*/ready"))
 
 
 def test_what_may_not_be_public_stays_hidden(site: Site, server: GlanceServer) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from glance_site import IMAGE, Done, Site
+from glance_site import IMAGE, Done, Site, make_build
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _glance_upload
 from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import Cut, DroppingProxy, cuts
@@ -72,9 +72,9 @@ def test_a_connection_cut_anywhere(site: Site, server: GlanceServer) -> None:
         site.publish("1", **options)
         places = cuts(proxy.connections)
         assert len(proxy.connections) >= 9
-        # What is repeated at once, for each kind of end, is tried with every third of them.
+        # Some of them, each at another end; test_a_connection_cut_at_every_place has them all.
         for number, cut in enumerate(places):
-            if number % 3 != cut.connection % 3:
+            if number % 12 != cut.connection % 12:
                 continue
             site.forget()
             proxy.again(cut)
@@ -88,17 +88,31 @@ def test_a_connection_cut_anywhere(site: Site, server: GlanceServer) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_connection_cut_at_every_place(reset: bool, site: Site, server: GlanceServer) -> None:
-    state = wanted(site)
+    options: dict[str, t.Any] = {"cloud": "keystone", "visibility": "shared", "members": ["astro"]}
+    state = wanted(site, **options)
     with DroppingProxy(server.port) as proxy:
         site.clouds(proxy.url)
-        site.publish("1")
+        site.publish("1", **options)
         for cut in cuts(proxy.connections, reset=reset):
             site.forget()
             proxy.again(cut)
-            tried(site)
+            tried(site, **options)
             proxy.again()
-            site.publish("1")
+            site.publish("1", **options)
             assert site.state() == state, cut
+
+
+@pytest.mark.slow
+def test_a_slow_reader(site: Site, server: GlanceServer) -> None:
+    """One that reads 1.5 MB a second: all of the data take twice as long as it may be silent."""
+    make_build(site.root / "builds/1", "1", size=9)
+    state = wanted(site)
+    with DroppingProxy(server.port, rate=1_500_000) as proxy:
+        site.clouds(proxy.url)
+        began = time.monotonic()
+        site.publish("1", request_timeout=3)
+        assert time.monotonic() - began > 6, "it has read slowly"
+    assert site.state() == state and server.writes().count("PUT file") == 1
 
 
 def test_connections_that_break_again_and_again(site: Site, server: GlanceServer) -> None:

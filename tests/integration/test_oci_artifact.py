@@ -12,6 +12,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
+import oras.provider as oras_provider
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -22,11 +23,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._http import Answ
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_attach import Key
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_pull import pulled
 from ansible_collections.cloudimg.factory.tests.tools import pki, registry_server
-from ansible_collections.cloudimg.factory.tests.tools.registry_server import PASSWORD, USER, Front, Registry
+from ansible_collections.cloudimg.factory.tests.tools.registry_server import PASSWORD, USER, Fault, Front, Registry
 
-pytestmark = pytest.mark.skipif(
-    not registry_server.is_installed(), reason=f"{registry_server.PACKAGE} is not there, and cannot be fetched"
-)
 SERVER = ExtendedKeyUsageOID.SERVER_AUTH
 ROBOT = "robot$vo.example.org+publisher"
 
@@ -219,11 +217,10 @@ def test_pull_verifies(site: Site, registry: Registry, tmp_path: Path) -> None:
 
 def test_oras_reads_it(site: Site, tmp_path: Path) -> None:
     """As atrope does: oras for the manifest, and what its harbor source looks at in it."""
-    provider = pytest.importorskip("oras.provider")
     descriptor = site.build()
     site.present(descriptor)
     host = site.url.partition("://")[2]
-    oras = provider.Registry(host, insecure=True)
+    oras = oras_provider.Registry(host, insecure=True)
     found = oras.get_manifest(f"{host}/{REPOSITORY}:12")
     (layer,) = found["layers"]
     assert layer["annotations"]["eu.egi.cloud.tag"] and layer["mediaType"] == "application/x-qemu-disk"
@@ -312,6 +309,108 @@ def test_harbor_with_robot_accounts(tmp_path: Path, registry: Registry) -> None:
         with pytest.raises(Answered, match=r"HTTP 401: UNAUTHORIZED: .*; check the credentials") as caught:
             wrong.present(site.root / "1.2/descriptor.json")
         assert "4711" not in str(caught.value)
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_registry_that_lists_referrers_itself(page: int, tmp_path: Path, registry: Registry) -> None:
+    """Specification 1.1: no index under a tag of ours; one referrer a page, or all on one."""
+    with Front(registry, referrers=page) as front:
+        site = Site(tmp_path, front.url)
+        descriptor = site.build()
+        site.present(descriptor)
+        (row,) = site.state()
+        wanted = ["application/vnd.cloudimg.assess+json", "application/vnd.cyclonedx+json"]
+        assert sorted(each["artifactType"] for each in row["referrers"]) == wanted
+        assert not [tag for tag in site.repository().tags() if tag.startswith("sha256-")]
+        front.asked.clear()
+        assert not site.present(descriptor).changed and not front.writes()
+        assert sum("/referrers/" in each.path for each in front.asked) == (2 if page else 1)
+        (descriptor.parent / "assess.json").write_text('{"verdict": "pass", "again": true}', encoding="utf-8")
+        assert site.present(descriptor).changed
+        (row,) = site.state()
+        assert sorted(each["artifactType"] for each in row["referrers"]) == wanted, "the former one has gone"
+        newer = site.present(site.build("1.1")).extra["publication"]
+        assert site.catalogue().deprecated(newer["digest"], "old").changed and site.tags()["12"] == "1.0"
+        assert (
+            site.state()[0]["deprecated"] == "old" and not site.catalogue().deprecated(newer["digest"], "old").changed
+        )
+        assert site.catalogue().absent(newer["tag"], newer["digest"]).changed
+        assert front.referring(REPOSITORY, newer["digest"]) == [], "what was attached has gone with it"
+        assert set(site.tags().values()) == {"1.0"}
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET"])
+def test_a_referrer_that_fails_is_attached_by_the_next_run(method: str, tmp_path: Path, registry: Registry) -> None:
+    with Front(registry, referrers=1) as front:
+        site = Site(tmp_path, front.url)
+        descriptor = site.build()
+        # The artifact itself is the first manifest that is put.
+        faults = {
+            "PUT": Fault("PUT", "/manifests/", 500, times=9, skip=1),
+            "GET": Fault("GET", "/referrers/", 500, times=9),
+        }
+        front.faults.append(faults[method])
+        with pytest.raises(FactoryError, match="HTTP 500"):
+            site.present(descriptor)
+        assert site.repository().tags() == [], "what readers look at comes last"
+        front.faults.clear()
+        site.present(descriptor)
+        assert len(site.state()[0]["referrers"]) == 2 and not site.present(descriptor).changed
+
+
+HELPER = """#!/bin/sh
+[ "$1" = get ] || exit 1
+read -r host
+printf '%s\\n' "$host" >> {log}
+printf '{{"ServerURL": "%s", "Username": "<token>", "Secret": "{secret}"}}' "$host"
+"""
+
+
+@pytest.mark.parametrize("way", ["credsStore", "credHelpers", "identitytoken"])
+def test_identity_tokens(way: str, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a helper whose user is C(<token>), as docker's are for such registries, or in the file itself: OAuth 2 gets a token."""
+    secret = "identity-token-4711"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    (tmp_path / "bin").mkdir()
+    helper = tmp_path / "bin/docker-credential-tests"
+    helper.write_text(HELPER.format(log=tmp_path / "asked", secret=secret), encoding="utf-8")
+    helper.chmod(0o755)
+    with Front(registry, harbor=True, robots={ROBOT: "x"}) as front:
+        host = f"127.0.0.1:{front.port}"
+        config: dict[str, t.Any] = {
+            "credsStore": {"credsStore": "tests"},
+            "credHelpers": {"credHelpers": {host: "tests"}},
+        }.get(way, {"auths": {host: {"auth": base64.b64encode(b"<token>:").decode(), "identitytoken": secret}}})
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        site = Site(tmp_path, front.url, {"auth_file": str(file)})
+        descriptor = site.build()
+        with pytest.raises(FactoryError, match="HTTP 401: UNAUTHORIZED") as caught:
+            site.present(descriptor)
+        assert secret not in str(caught.value)
+        front.identities[secret] = "jane"
+        assert site.present(descriptor).changed
+        posted = [each for each in front.asked if each.path.startswith("/service/token")]
+        assert {each.method for each in posted} == {"POST"} and posted[-1].status == 200
+        assert any("pull,push" in scope for scope in front.tokens.values())
+        front.tokens.clear()  # they have run out
+        assert not site.present(descriptor).changed
+        if way != "identitytoken":
+            assert set((tmp_path / "asked").read_text(encoding="utf-8").split()) == {host}
+
+
+def test_without_a_registry_the_tests_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fail, and are not left out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tool = tmp_path / "apt-get"
+    tool.write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2\nexit 100\n", encoding="utf-8")
+    tool.chmod(0o755)
+    for path, reason in ((tmp_path, "E: Unable to locate package"), (tmp_path / "none", "No such file")):
+        monkeypatch.setenv("PATH", str(path))
+        with pytest.raises(
+            RuntimeError, match=f"need docker-registry, which is not installed, .* failed: .*{reason}.*; install it"
+        ):
+            registry_server.program.__wrapped__()
 
 
 def test_what_a_site_reads_from_harbor(tmp_path: Path, registry: Registry) -> None:

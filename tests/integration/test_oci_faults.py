@@ -23,13 +23,9 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._oci_attach impor
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_blobs import Upload
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_describe import Options
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_registry import digest_of
-from ansible_collections.cloudimg.factory.tests.tools import registry_server
 from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import DroppingProxy, cuts
 from ansible_collections.cloudimg.factory.tests.tools.registry_server import Fault, Front, Registry
 
-pytestmark = pytest.mark.skipif(
-    not registry_server.is_installed(), reason=f"{registry_server.PACKAGE} is not there, and cannot be fetched"
-)
 DATA = os.urandom(1_500_000)
 
 
@@ -95,30 +91,40 @@ def whole(site: Site) -> None:
         assert all(repository.has(layer["digest"], layer["size"]) for layer in found.layers)
 
 
-@pytest.mark.parametrize("reset", [False, True])
-def test_a_connection_cut_anywhere_is_mended_by_the_second_run(
-    reset: bool, tmp_path: Path, registry: Registry, waits: list[float]
-) -> None:
-    descriptor = make_build(tmp_path / "build", data=DATA[:50_000])
+def cut_at(places: slice, reset: bool, root: Path, registry: Registry) -> None:
+    """Cut a run at these of its places: the second run ends as a clean one."""
+    descriptor = make_build(root / "build", data=DATA[:50_000])
+    name = f"cut/{root.name.replace('_', '-').lower()[:50].strip('-')}"
     with DroppingProxy(registry.port) as proxy:
-        first = Site(tmp_path, proxy.url, {"repository": f"cut/clean{reset:d}"})
+        first = Site(root, proxy.url, {"repository": f"{name}/clean"})
         first.present(descriptor)
-        places = cuts(list(proxy.connections), reset=reset)
+        every = cuts(list(proxy.connections), reset=reset)
         proxy.again()
         wanted = seen(first)
-        assert len(places) > 100
+        assert len(every) > 100
         # The blobs are there already in any other repository, but not linked to it: all is done again.
-        for number, cut in enumerate(places[reset::6]):
-            site = Site(tmp_path, proxy.url, {"repository": f"cut/r{reset:d}-{number}", "http_timeout": 5})
+        for number, cut in enumerate(every[places]):
+            site = Site(root, proxy.url, {"repository": f"{name}/{number}", "http_timeout": 5})
             proxy.again(cut)
             attempt(site, descriptor)
-            whole(Site(tmp_path, registry.url, site.options))
+            whole(Site(root, registry.url, site.options))
             proxy.again()
             site.present(descriptor)
             assert seen(site) == wanted, cut
             if number % 4 == 0:
                 assert not site.present(descriptor).changed, cut
     assert not list(descriptor.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_cut(reset: bool, tmp_path: Path, registry: Registry, waits: list[float]) -> None:
+    cut_at(slice(5 + 7 * reset, None, 17), reset, tmp_path, registry)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_cut_at_every_place(reset: bool, tmp_path: Path, registry: Registry, waits: list[float]) -> None:
+    cut_at(slice(None), reset, tmp_path, registry)
 
 
 STEPS = [
@@ -156,15 +162,17 @@ def test_a_registry_that_refuses_is_told_and_the_second_run_ends_it(
     ("method", "part", "status"),
     [(*step, 503) for step in STEPS] + [("PATCH", "/blobs/uploads/", status) for status in (429, 500, 502, 504)],
 )
+@pytest.mark.parametrize("told", [True, False], ids=["Retry-After", "untold"])
 def test_what_passes_is_waited_for(
-    method: str, part: str, status: int, site: Site, front: Front, waits: list[float]
+    method: str, part: str, status: int, told: bool, site: Site, front: Front, waits: list[float]
 ) -> None:
     descriptor = site.build(data=DATA[:70_000])
     wanted = clean(site, descriptor)
     waits.clear()
-    front.faults.append(Fault(method, part, status, {"Retry-After": "7"}))
+    site.delays = (3.0, 3.0)
+    front.faults.append(Fault(method, part, status, {"Retry-After": "7"} if told else {}))
     site.present(descriptor)
-    assert max(waits) == 7.0 and seen(site) == wanted
+    assert (max(waits) == 7.0 if told else 0 < max(waits) < 7) and seen(site) == wanted
 
 
 @pytest.mark.parametrize(("method", "part"), [step for step in STEPS if step[0] in ("POST", "PATCH", "PUT")])
@@ -394,20 +402,34 @@ def test_removal_that_is_cut_is_ended_by_the_second_run(number: int, site: Site,
 
 
 def test_a_slow_reader(tmp_path: Path, registry: Registry) -> None:
-    """A registry that takes its time is waited for as long as it takes anything."""
-    descriptor = make_build(tmp_path / "build", data=DATA[:200_000])
-    with Front(registry) as front:
-        front_pass = front.fault
+    """One that reads 1.5 MB a second: all of the request takes twice as long as it may be silent."""
+    descriptor = make_build(tmp_path / "build", data=os.urandom(9_000_000))
+    with DroppingProxy(registry.port, rate=1_500_000) as proxy:
+        site = Site(tmp_path, proxy.url, {"repository": "slow/debian", "http_timeout": 3}, delays=())
+        began = time.monotonic()
+        assert site.present(descriptor).extra["sent"] == 9_000_000
+        assert time.monotonic() - began > 6, "it has read slowly"
+    whole(Site(tmp_path, registry.url, site.options))
 
-        def slow(method: str, path: str) -> Fault | None:
-            if method == "PATCH":
-                time.sleep(1.5)
-            return front_pass(method, path)
 
-        front.fault = slow  # type: ignore[method-assign]
-        site = Site(tmp_path, front.url, {"repository": "slow/debian", "http_timeout": 5})
+@pytest.mark.parametrize("always", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["once", "always"])
+def test_a_reader_that_falls_silent(always: bool, tmp_path: Path, registry: Registry, waits: list[float]) -> None:
+    """It reads no more: after ``http_timeout`` that is told, or mended where the next connection is read."""
+    descriptor = make_build(tmp_path / "build", data=DATA)
+    with DroppingProxy(registry.port) as proxy:
+        site = Site(tmp_path, proxy.url, {"repository": f"silent/clean{always:d}", "http_timeout": 1}, delays=())
         site.present(descriptor)
-        whole(site)
+        sent = max(range(len(proxy.connections)), key=lambda number: proxy.connections[number].request)
+        wanted = seen(site)
+        proxy.again()
+        proxy.silent = set(range(sent, 1000)) if always else {sent}
+        site.options["repository"] = f"silent/debian{always:d}"
+        failure = attempt(site, descriptor)
+        assert (failure is not None) == always
+        proxy.silent = set()
+        proxy.again()
+        assert site.present(descriptor).changed == always
+        assert seen(site) == wanted
 
 
 def test_not_a_registry(tmp_path: Path, registry: Registry, front: Front, waits: list[float]) -> None:

@@ -17,12 +17,9 @@ import yaml
 from catalogue_site import IMAGE, make_build
 from oci_site import Site as Repository
 
-from ansible_collections.cloudimg.factory.tests.tools import registry_server
 from ansible_collections.cloudimg.factory.tests.tools.registry_server import PASSWORD, USER, Front, Registry
 
-pytestmark = pytest.mark.skipif(
-    not registry_server.is_installed(), reason=f"{registry_server.PACKAGE} is not there, and cannot be fetched"
-)
+pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 

@@ -146,7 +146,6 @@ def test_a_run_that_was_cut_short_is_ended_by_the_next(tmp_path: Path, web: str)
 
 
 def test_a_private_marketplace(tmp_path: Path) -> None:
-    pytest.importorskip("pyone")
     with OpenNebulaServer(tmp_path / "cloud") as server:
         site = Site(tmp_path, server)
 

@@ -1,45 +1,38 @@
 # Copyright (c) cloudimg.factory contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The modules for OpenNebula as Ansible runs them."""
+"""The modules for OpenNebula by their arguments, with what they answer."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
-import subprocess
-import sys
 import typing as t
 from pathlib import Path
+from unittest import mock
 
-import pytest
+from ansible.module_utils.testing import patch_module_args
 from opennebula_site import Site
 
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
-pytest.importorskip("pyone")
 
-
-def run(module: str, *words: str, **options: t.Any) -> dict[str, t.Any]:
-    """What a module answers; the password comes by the environment, so that it is on no command line."""
-    tool = str(Path(sys.executable).with_name("ansible"))
-    argv = [tool, "localhost", "-c", "local", "-m", f"cloudimg.factory.{module}", "-a", json.dumps(options), *words]
-    argv += ["-e", f"ansible_python_interpreter={sys.executable}"]
-    settings = {
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_LOCALHOST_WARNING": "0",
-        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
-        "ONE_PASSWORD": PASSWORD,
-        "ONE_USERNAME": "oneadmin",
-    }
-    done = subprocess.run(argv, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
-    assert PASSWORD not in done.stdout + done.stderr
-    try:
-        answer = json.loads(done.stdout[done.stdout.index("{") :])
-    except ValueError:
-        raise AssertionError(done.stdout + done.stderr) from None
-    return dict(answer["plays"][0]["tasks"][0]["hosts"]["localhost"])
+def run(module: str, *, check: bool = False, **options: t.Any) -> dict[str, t.Any]:
+    """What a module answers; user and password come by the environment."""
+    main = importlib.import_module(f"ansible_collections.cloudimg.factory.plugins.modules.{module}").main
+    stdout = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, {"ONE_USERNAME": "oneadmin", "ONE_PASSWORD": PASSWORD}),
+        patch_module_args({"_ansible_check_mode": check, "_ansible_diff": True, **options}),
+        contextlib.redirect_stdout(stdout),
+        contextlib.suppress(SystemExit),
+    ):
+        main()
+    assert PASSWORD not in stdout.getvalue()
+    return dict(json.loads(stdout.getvalue().strip().splitlines()[-1]))
 
 
 def test_the_modules(tmp_path: Path) -> None:
@@ -47,12 +40,23 @@ def test_the_modules(tmp_path: Path) -> None:
         site = Site(tmp_path, server)
         descriptor = str(site.build("1"))
         safe = {"transfer": "directory", "directory": str(tmp_path / "cloud/safe"), "interval": 1}
-        done = run("opennebula_appliance", "--check", api_url=server.url, descriptor=descriptor, **safe)
+        done = run("opennebula_appliance", check=True, api_url=server.url, descriptor=descriptor, **safe)
         assert done["changed"] and not server.images
-        done = run("opennebula_appliance", "--diff", api_url=server.url, descriptor=descriptor, **safe)
+        done = run("opennebula_appliance", api_url=server.url, descriptor=descriptor, **safe)
         assert done["publication"]["datastores"] == {"default": {"image": 0, "template": 0}}
         done = run("opennebula_appliance", api_url=server.url, descriptor=descriptor, **safe)
         assert (done["changed"], done["requests"], done["image"]["version"]) == (False, 4, "1")
+        rows = run("opennebula_appliance", api_url=server.url, descriptors=[descriptor], **safe)["builds"]
+        assert [(row["descriptor"], row["changed"], row["problem"]) for row in rows] == [(descriptor, False, "")]
+        many = {"descriptors": [descriptor, str(tmp_path / "none.json")]}
+        done = run("opennebula_appliance", api_url=server.url, **many, **safe)
+        assert done["failed"] and done["msg"].startswith("1 of 2 builds are not published, the first of them is ")
+        assert [bool(row["publication"]) for row in done["builds"]] == [True, False]
+        would = run("opennebula_appliance", check=True, api_url=server.url, **many, **safe)
+        assert [row["changed"] for row in would["builds"]] == [False, True], "the stage before would make it"
+        url = {"transfer": "url", "artifact_urls": ["https://www.example.org/"]}
+        done = run("opennebula_appliance", api_url=server.url, **many, **url)
+        assert done["msg"].startswith("artifact_urls: has 1 URLs for 2 descriptors; give one for each")
         done = run("opennebula_appliance_info", api_url=server.url)
         assert [row["state"] for row in done["appliances"][site.identifier]["images"]] == ["READY"]
         market = {"descriptor": descriptor, "publisher": "vo.example.org", "marketplace": "private"}

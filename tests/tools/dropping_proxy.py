@@ -1,7 +1,7 @@
 # Copyright (c) cloudimg.factory contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A TCP proxy on loopback that cuts connections where a test says: at byte N of the request, or of the reply."""
+"""A TCP proxy on loopback that cuts connections where a test says, at byte N of the request or of the reply, or reads slowly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import dataclasses
 import socket
 import struct
 import threading
+import time
 import typing as t
 
 
@@ -41,14 +42,21 @@ class Connection:
 class DroppingProxy:
     """Passes connections on to a port of loopback; :attr:`cuts` says which ones break, and where.
 
+    :param rate: bytes of requests that are read in a second, as by a slow server; None: as they come.
     :ivar connections: what went through, in the order of their coming.
+    :ivar silent: numbers of connections of which it reads nothing.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, rate: float | None = None) -> None:
+        self.rate = rate
+        self.silent: set[int] = set()
         self.cuts: list[Cut] = []
         self.connections: list[Connection] = []
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
+        if rate is not None:
+            # What the kernel holds is as if it had been read. Connections inherit it.
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.port = int(self._listener.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -80,17 +88,19 @@ class DroppingProxy:
                 record = Connection()
                 self.connections.append(record)
                 cut = next((cut for cut in self.cuts if cut.connection == number), Cut(number))
-                threading.Thread(target=self._connect, args=(client, record, cut), daemon=True).start()
+                threading.Thread(target=self._connect, args=(client, record, cut, number), daemon=True).start()
 
-    def _connect(self, client: socket.socket, record: Connection, cut: Cut) -> None:
+    def _connect(self, client: socket.socket, record: Connection, cut: Cut, number: int) -> None:
         ends = [client]
         with contextlib.suppress(OSError):
             server = socket.create_connection(("127.0.0.1", self._target), 30)
             server.settimeout(None)
             ends.append(server)
+            while number in self.silent:
+                time.sleep(0.05)
             back = threading.Thread(target=self._back, args=(server, client, record, cut, ends), daemon=True)
             back.start()
-            if self._pass(client, server, record, "request", cut.request):
+            if self._pass(client, server, record, "request", cut.request, self.rate):
                 _break(ends, cut.reset)
             else:
                 with contextlib.suppress(OSError):
@@ -106,11 +116,20 @@ class DroppingProxy:
         _break(ends if broken else [client], broken and cut.reset)
 
     @staticmethod
-    def _pass(source: socket.socket, target: socket.socket, record: Connection, name: str, limit: int | None) -> bool:
+    def _pass(
+        source: socket.socket,
+        target: socket.socket,
+        record: Connection,
+        name: str,
+        limit: int | None,
+        rate: float | None = None,
+    ) -> bool:
         """Whether it was cut, as against ended."""
         with contextlib.suppress(OSError):
             while True:
-                data = source.recv(65536)
+                data = source.recv(65536 if rate is None else 16384)
+                if rate is not None:
+                    time.sleep(len(data) / rate)
                 if not data:
                     return False
                 done = getattr(record, name)

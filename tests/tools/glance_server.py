@@ -76,7 +76,10 @@ paste.filter_factory = glance.api.middleware.context:ContextMiddleware.factory
 
 
 def environment() -> Path:
-    """The directory of Glance's virtual environment; made where it is not there yet."""
+    """The directory of Glance's virtual environment; made where it is not there yet.
+
+    :raises RuntimeError: it cannot be made; why.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudimg.factory"
     cache.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(_REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()[:12]
@@ -85,9 +88,15 @@ def environment() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (home / "ready").exists():
             shutil.rmtree(home, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
             pip = [str(home / "bin/pip"), "install", "--quiet", "--disable-pip-version-check", "-r", str(_REQUIREMENTS)]
-            subprocess.run(pip, check=True)
+            for argv in ([sys.executable, "-m", "venv", str(home)], pip):
+                done = subprocess.run(argv, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    said = (done.stderr or done.stdout).strip().splitlines() or [f"exit status {done.returncode}"]
+                    raise RuntimeError(
+                        f"these tests need Glance, and «{' '.join(argv)}» failed: {said[-1]}; have pip reach PyPI, or a mirror "
+                        "of it (PIP_INDEX_URL)"
+                    )
             _run(home, "glance-manage", _configure(home / "template", 0))
             (home / "ready").touch()
     return home
@@ -117,10 +126,18 @@ class GlanceServer:
     :param folder: all that it has.
     :param store: where the data are, by default below ``folder``.
     :param more: lines for the section DEFAULT of its configuration.
+    :param tls: files of a certificate and its key, and of the authorities whose clients may come; then it listens at
+        :attr:`tls_url`, too.
     """
 
-    def __init__(self, folder: Path, *, store: Path | None = None, more: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, store: Path | None = None, more: str = "", tls: tuple[Path, Path, Path] | None = None
+    ) -> None:
         self.home = environment()
+        self.tls = tls
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.tls_port = int(free.getsockname()[1])
+        self.tls_url = f"https://localhost:{self.tls_port}"
         self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
@@ -140,6 +157,7 @@ class GlanceServer:
     def start(self) -> None:
         """Have it run; returns when it answers."""
         argv = [str(self.home / "bin/python"), str(HERE / "glance_wsgi.py"), str(self.folder), str(self.port)]
+        argv += [str(self.tls_port), *map(str, self.tls)] if self.tls else []
         with (self.folder / "output").open("ab") as output:
             variables = {**os.environ, "OS_GLANCE_CONFIG_DIR": str(self.folder)}
             self._process = subprocess.Popen(argv, env=variables, stdout=output, stderr=output)

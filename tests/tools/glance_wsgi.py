@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs in the Python of Glance (see glance_server.py): its own WSGI application, behind what a test wants of tokens and faults.
 
-Arguments: directory, port. Below the directory, C(faults.json) is a list of C({method, path, status, headers, after, times})
+Arguments: directory, port; for TLS besides a port, the files of certificate and key, and of the authorities whose clients may
+come. Below the directory, C(faults.json) is a list of C({method, path, status, headers, after, times})
 that the
 test writes, and C(requests.jsonl) is what was asked, one object a line.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import ssl
 import sys
 import threading
 import typing as t
@@ -127,7 +129,7 @@ class Counted:
 
 def identity(environ: dict[str, t.Any], start: t.Any) -> list[bytes]:
     """As much of the Identity API v3 as application credentials need."""
-    base = f"http://{environ['HTTP_HOST']}"
+    base = f"{environ['wsgi.url_scheme']}://{environ['HTTP_HOST']}"
     if environ["REQUEST_METHOD"] == "GET":
         links = [{"rel": "self", "href": f"{base}/identity/v3/"}]
         return answer(start, 200, {"version": {"id": "v3.14", "status": "stable", "links": links}})
@@ -164,10 +166,19 @@ def answer(start: t.Any, status: int, body: t.Any, headers: t.Mapping[str, str] 
 def main() -> None:
     """Serve until it is ended."""
     from cheroot import wsgi
+    from cheroot.ssl.builtin import BuiltinSSLAdapter
     from glance.common import wsgi_app
 
-    server = wsgi.Server(("127.0.0.1", int(sys.argv[2])), Site(Path(sys.argv[1]), wsgi_app.init_app()), numthreads=8)
-    server.safe_start()
+    site = Site(Path(sys.argv[1]), wsgi_app.init_app())
+    if len(sys.argv) > 3:
+        port, certificate, key, authorities = sys.argv[3:]
+        adapter = BuiltinSSLAdapter(certificate, key)
+        adapter.context.load_verify_locations(authorities)
+        adapter.context.verify_mode = ssl.CERT_REQUIRED
+        private = wsgi.Server(("127.0.0.1", int(port)), site, numthreads=4)
+        private.ssl_adapter = adapter
+        threading.Thread(target=private.safe_start, daemon=True).start()
+    wsgi.Server(("127.0.0.1", int(sys.argv[2])), site, numthreads=8).safe_start()
 
 
 if __name__ == "__main__":

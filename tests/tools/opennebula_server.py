@@ -68,8 +68,8 @@ class OpenNebulaServer:
     :ivar new_mode: the rights of a new image, by the umask of users.
     :ivar full: whether the disk below the datastores is full.
     :ivar hooks: called before a method of that name is done, with the server and the arguments; what it raises is the answer.
-    :ivar faults: ``{method: [fault, …]}``, taken off one by one: an HTTP status as a string, C(html), C(lost) (done, but not
-        answered), C(reset) (not done).
+    :ivar faults: ``{method: [fault, …]}``, taken off one by one: an HTTP status as a string, by C(-untold) after it without
+        Retry-After, C(html), C(lost) (done, but not answered), C(reset) (not done).
     """
 
     def __init__(self, root: Path, *, safe: str | None = None) -> None:
@@ -216,10 +216,11 @@ class OpenNebulaServer:
         if kind == "reset":
             _reset(request)
             return
-        if kind.isdigit():
-            request.send_response(int(kind))
+        status, _dash, untold = kind.partition("-")
+        if status.isdigit():
+            request.send_response(int(status))
             request.send_header("Content-Length", "0")
-            if kind in ("429", "503"):
+            if status in ("429", "503") and not untold:
                 request.send_header("Retry-After", "1")
             request.end_headers()
             return

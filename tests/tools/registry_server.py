@@ -27,38 +27,48 @@ from pathlib import Path
 PROGRAM = "docker-registry"
 PACKAGE = "docker-registry"
 """Debian's package of that name: a real registry, distribution 2.8."""
+INDEX = "application/vnd.oci.image.index.v1+json"
 USER, PASSWORD = "publisher", "swordfish-in-oci-0815"
 _BCRYPT = "$2b$04$KD/qXOZA18UzsLFgwKPIQeSWMVSteI8vR24iJjfak1hgvt1xzVTD2"
 _SECRET = "not-random-so-that-uploads-outlive-a-restart"
 
 
 @functools.lru_cache(None)
-def program() -> str | None:
+def program() -> str:
     """The registry: what is installed, else what is in Debian's package, which is fetched and unpacked, and not installed.
 
     Installing it would start a registry for everybody on port 5000.
+
+    :raises RuntimeError: there is none, and it cannot be fetched; why.
     """
     found = shutil.which(PROGRAM)
-    if found or not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+    if found:
         return found
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "cloudimg.factory/tests", PACKAGE)
     binary = cache / "usr/bin" / PROGRAM
     if not binary.exists():
         with tempfile.TemporaryDirectory(prefix="cloudimg-registry-") as name:
-            fetched = subprocess.run(["apt-get", "download", "-q", PACKAGE], cwd=name, capture_output=True, check=False)
-            packages = list(Path(name).glob("*.deb"))
-            if fetched.returncode or not packages:
-                return None
-            subprocess.run(["dpkg-deb", "-x", str(packages[0]), f"{name}/x"], check=True)
+            _fetch(Path(name))
             cache.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # another worker was faster
                 shutil.move(f"{name}/x", cache)
     return str(binary)
 
 
-def is_installed() -> bool:
-    """Whether there is a registry to test against."""
-    return program() is not None
+def _fetch(folder: Path) -> None:
+    """Debian's package, unpacked in ``x`` of a directory."""
+    try:
+        argv = ["apt-get", "download", "-q", PACKAGE]
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+        packages = list(folder.glob("*.deb"))
+        if done.returncode or not packages:
+            raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+        subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(folder / "x")], check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as exc:
+        raise RuntimeError(
+            f"these tests need {PROGRAM}, which is not installed, and «apt-get download {PACKAGE}» failed: {exc}; install it, or "
+            "have apt-get reach a mirror of Debian («apt-get update»)"
+        ) from None
 
 
 class Registry:
@@ -172,13 +182,25 @@ class Front:
 
     :param harbor: whether it has Harbor's API 2.0 below C(/api/v2.0/).
     :param robots: secrets by robot account; with them, a token is wanted, as Harbor does it.
+    :param referrers: whether it has the API that lists referrers (distribution specification 1.1, «Listing Referrers»), as Harbor
+        has, and docker-registry 2.8 has not; so many of them a page, 0: all on one.
+    :ivar identities: users by identity token, which gets them a token by OAuth 2 (distribution's «token/oauth»).
     :ivar most_chunk: bytes that a request may have, else 413.
     :ivar no_delete: whether manifests cannot be removed.
     """
 
-    def __init__(self, registry: Registry, *, harbor: bool = False, robots: t.Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        harbor: bool = False,
+        robots: t.Mapping[str, str] | None = None,
+        referrers: int | None = None,
+    ) -> None:
         self.registry = registry
         self.harbor = harbor
+        self.referrers = referrers
+        self.identities: dict[str, str] = {}
         self.robots = dict(robots or {})
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
@@ -241,6 +263,23 @@ class Front:
         status, headers, body = self.call("GET", f"/v2/{name}/manifests/{reference}", Accept=accept)
         return (headers["Docker-Content-Digest"], json.loads(body)) if status == 200 else None
 
+    def referring(self, name: str, subject: str) -> list[dict[str, t.Any]]:
+        """The descriptors of all manifests of a repository with that subject, out of what the registry has stored."""
+        folder = self.registry.root / "store/docker/registry/v2/repositories" / name / "_manifests/revisions/sha256"
+        found = []
+        for link in sorted(folder.glob("*/link")):
+            got = self.manifest(name, f"sha256:{link.parent.name}")
+            if got and (got[1].get("subject") or {}).get("digest") == subject:
+                digest, document = got
+                row = {
+                    "mediaType": document["mediaType"],
+                    "digest": digest,
+                    "size": self.registry.blobs()[digest],
+                    "artifactType": document.get("artifactType") or document["config"]["mediaType"],
+                }
+                found.append({**row, **{key: document[key] for key in ("annotations",) if document.get(key)}})
+        return found
+
     def artifacts(self, name: str) -> dict[str, dict[str, t.Any]]:
         """What Harbor lists of a repository, by digest (goharbor/harbor, api/v2.0/swagger.yaml, «Artifact»)."""
         status, _headers, body = self.call("GET", f"/v2/{name}/tags/list")
@@ -288,12 +327,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         body = self.rfile.read(length)
         if self.path.startswith("/service/token"):
-            self._token(asked)
+            self._token(asked, body)
         elif front.robots and not self._is_allowed():
             about = f'Bearer realm="{front.url}/service/token",service="harbor-registry"'
             self._answer(asked, 401, {"WWW-Authenticate": about}, _error("UNAUTHORIZED", "unauthorized"))
         elif self.path.startswith("/api/v2.0/"):
             self._harbor(asked)
+        elif front.referrers is not None and "/referrers/" in self.path:
+            self._referrers(asked)
         elif self.command == "DELETE" and front.no_delete and "/manifests/" in self.path:
             self._answer(asked, 405, {}, _error("UNSUPPORTED", "The operation is unsupported."))
         else:
@@ -304,6 +345,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
                 status, headers, data = fault.status, fault.headers, fault.body
+            elif front.referrers is not None and self.command == "PUT" and "/manifests/" in self.path and status == 201:
+                subject = json.loads(body).get("subject")
+                headers = {**headers, **({"OCI-Subject": subject["digest"]} if subject else {})}
             self._answer(asked, status, headers, data)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _do
@@ -359,15 +403,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         wanted = "pull" if self.command in ("GET", "HEAD") else "push"
         return wanted in granted
 
-    def _token(self, asked: Asked) -> None:
+    def _token(self, asked: Asked, body: bytes) -> None:
+        """By user and password (GET), or by an identity token (POST, OAuth 2)."""
         front = self.server_front
-        if not self._basic():
+        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+        known = self._basic() is not None
+        if self.command == "POST":
+            query = urllib.parse.parse_qs(body.decode())
+            needed = {"grant_type", "service", "client_id", "scope", "refresh_token"}
+            known = needed <= set(query) and query["grant_type"] == ["refresh_token"]
+            known = known and query["refresh_token"][0] in front.identities
+        if not known:
             self._answer(asked, 401, {}, _error("UNAUTHORIZED", "unauthorized: wrong robot"))
             return
-        query = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
         token = base64.urlsafe_b64encode(os.urandom(24)).decode()
         front.tokens[token] = " ".join(query.get("scope", []))
-        self._answer(asked, 200, {"Content-Type": "application/json"}, json.dumps({"token": token}).encode())
+        said = {"token" if self.command == "GET" else "access_token": token, "expires_in": 300}
+        self._answer(asked, 200, {"Content-Type": "application/json"}, json.dumps(said).encode())
+
+    def _referrers(self, asked: Asked) -> None:
+        front = self.server_front
+        parts = urllib.parse.urlsplit(self.path)
+        name, _slash, subject = parts.path[len("/v2/") :].partition("/referrers/")
+        query = urllib.parse.parse_qs(parts.query)
+        rows = front.referring(name, subject)
+        headers = {"Content-Type": INDEX}
+        if "artifactType" in query:
+            rows = [row for row in rows if row["artifactType"] == query["artifactType"][0]]
+            headers["OCI-Filters-Applied"] = "artifactType"
+        first, size = int(query.get("from", ["0"])[0]), front.referrers or len(rows)
+        if first + size < len(rows):
+            headers["Link"] = f'<{parts.path}?from={first + size}>; rel="next"'
+        document = {"schemaVersion": 2, "mediaType": INDEX, "manifests": rows[first : first + size]}
+        self._answer(asked, 200, headers, json.dumps(document).encode())
 
     def _harbor(self, asked: Asked) -> None:
         """The few routes of Harbor's API that are used here or by who pulls."""
@@ -417,6 +485,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             # With its accessories.
             index = front.manifest(name, row["digest"].replace(":", "-"))
+            if front.referrers is not None:
+                for each in front.referring(name, row["digest"]):
+                    front.call("DELETE", f"/v2/{name}/manifests/{each['digest']}")
             for digest in (
                 [row["digest"], *(each["digest"] for each in index[1]["manifests"])] if index else [row["digest"]]
             ):

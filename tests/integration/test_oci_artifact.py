@@ -408,7 +408,7 @@ def test_without_a_registry_the_tests_say_so(tmp_path: Path, monkeypatch: pytest
     for path, reason in ((tmp_path, "E: Unable to locate package"), (tmp_path / "none", "No such file")):
         monkeypatch.setenv("PATH", str(path))
         with pytest.raises(
-            RuntimeError, match=f"need docker-registry, which is not installed, .* failed: .*{reason}.*; install it"
+            RuntimeError, match=f"need files of docker-registry, and .* failed: .*{reason}.*; have apt-get"
         ):
             registry_server.program.__wrapped__()
 

@@ -17,12 +17,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 import typing as t
 import urllib.parse
 from pathlib import Path
+
+from ansible_collections.cloudimg.factory.tests.tools.unpacked import unpacked
 
 PROGRAM = "docker-registry"
 PACKAGE = "docker-registry"
@@ -41,34 +42,7 @@ def program() -> str:
 
     :raises RuntimeError: there is none, and it cannot be fetched; why.
     """
-    found = shutil.which(PROGRAM)
-    if found:
-        return found
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "cloudimg.factory/tests", PACKAGE)
-    binary = cache / "usr/bin" / PROGRAM
-    if not binary.exists():
-        with tempfile.TemporaryDirectory(prefix="cloudimg-registry-") as name:
-            _fetch(Path(name))
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):  # another worker was faster
-                shutil.move(f"{name}/x", cache)
-    return str(binary)
-
-
-def _fetch(folder: Path) -> None:
-    """Debian's package, unpacked in ``x`` of a directory."""
-    try:
-        argv = ["apt-get", "download", "-q", PACKAGE]
-        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
-        packages = list(folder.glob("*.deb"))
-        if done.returncode or not packages:
-            raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
-        subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(folder / "x")], check=True)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as exc:
-        raise RuntimeError(
-            f"these tests need {PROGRAM}, which is not installed, and «apt-get download {PACKAGE}» failed: {exc}; install it, or "
-            "have apt-get reach a mirror of Debian («apt-get update»)"
-        ) from None
+    return shutil.which(PROGRAM) or str(unpacked(PACKAGE) / "usr/bin" / PROGRAM)
 
 
 class Registry:

@@ -14,14 +14,31 @@ from pathlib import Path
 
 
 def unpacked(package: str) -> Path:
-    """The directory in which a package lies unpacked, kept for the next run; raises CalledProcessError where it cannot be had."""
+    """The directory in which a package lies unpacked, kept for the next run.
+
+    :raises RuntimeError: it cannot be fetched; why.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "cloudimg.factory/tests", package)
     if not cache.is_dir():
         with tempfile.TemporaryDirectory(prefix="cloudimg-package-") as name:
-            subprocess.run(["apt-get", "download", "-q", package], cwd=name, capture_output=True, check=True)
-            (deb,) = Path(name).glob("*.deb")
-            subprocess.run(["dpkg-deb", "-x", deb, f"{name}/x"], check=True)
+            _fetch(package, Path(name))
             cache.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError):  # another worker was faster
                 shutil.move(f"{name}/x", cache)
     return cache
+
+
+def _fetch(package: str, folder: Path) -> None:
+    """The package, unpacked in ``x`` of a directory."""
+    try:
+        argv = ["apt-get", "download", "-q", package]
+        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+        packages = list(folder.glob("*.deb"))
+        if done.returncode or not packages:
+            raise RuntimeError((done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1])
+        subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(folder / "x")], check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as exc:
+        raise RuntimeError(
+            f"these tests need files of {package}, and «apt-get download {package}» failed: {exc}; have apt-get reach "
+            "a mirror of Debian («apt-get update»)"
+        ) from None

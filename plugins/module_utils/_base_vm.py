@@ -181,7 +181,7 @@ def _install_base(order: Order, inputs: dict[str, t.Any], digest: str, path: Pat
     _cli.require("virsh", "libvirt-clients")
     if order.arch != platform.machine():
         _cli.require(f"qemu-system-{order.arch}", "qemu-system-arm" if order.arch == "aarch64" else "qemu-system-x86")
-    accelerator = _accel.detect(wanted=order.accelerator) if order.arch == platform.machine() else "tcg"
+    accelerator = _accelerator(order)
     logs = order.directory / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for log in logs.glob("base_vm-*"):
@@ -214,6 +214,22 @@ def _install_base(order: Order, inputs: dict[str, t.Any], digest: str, path: Pat
         _state.write_json(path.with_suffix(".json"), {**new_record(order.image, digest, inputs, disk), **more})
 
 
+def _accelerator(order: Order) -> str:
+    """What runs the guest: a foreign architecture is always emulated."""
+    if order.arch == NATIVE == platform.machine():
+        return _accel.detect(wanted=order.accelerator)
+    if order.accelerator != "kvm":
+        return "tcg"  # whether KVM works is found out by code of a PC, see _accel
+    if order.arch == platform.machine():
+        return "kvm"
+    raise FactoryError(
+        f"is kvm, which runs nothing for {order.arch} on a builder that is {platform.machine()}",
+        where=order.image,
+        key="base_vm_accelerator",
+        mend=f"leave it at auto, which emulates, or build on a builder that is {order.arch}",
+    )
+
+
 def _run_installer(
     order: Order,
     libvirt: _libvirt.Libvirt,
@@ -226,7 +242,8 @@ def _run_installer(
     medium = order.medium
     foreign = "" if order.arch == platform.machine() else order.arch
     machine = Machine(order.memory, order.cpus, order.firmware, accelerator, order.osinfo, foreign)
-    signs = Signs(*(tuple(medium.get(f"{kind}_lines") or ()) for kind in ("success", "failure", "question")))
+    lines = (tuple(medium.get(f"{kind}_lines") or ()) for kind in ("success", "failure", "question"))
+    signs = Signs(*lines, hints=medium.get("hints") or {})
     console = Console(logs / "base_vm-console.log")
     installation = _prepare(order, work)
     argv = virt_install_argv(libvirt.uri, order.domain, machine, installation, disk, console.path)

@@ -35,6 +35,10 @@ _RULES = {
     "domain": (rf"{_LABEL}(\.{_LABEL})*", "a domain, such as example.org"),
     "console": (r"tty[A-Za-z]{1,4}[0-9]{1,2}(,[0-9]{3,7}[a-z0-9]{0,2})?", "a serial console, such as ttyS0,115200"),
 }
+_OS = {
+    "distribution": (r"[a-z0-9][a-z0-9._-]*", "its ID in os-release(5), such as debian"),
+    "version": (r"[A-Za-z0-9][A-Za-z0-9._-]*", "its VERSION_ID in os-release(5), such as 12"),
+}
 _WEB = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~/+%-]*)?")
 _IN_ISO = re.compile(r"/?[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _ARGUMENTS = re.compile(r"[ -~]*")
@@ -78,6 +82,9 @@ def check_medium(medium: t.Mapping[str, t.Any], refuse: Refuse) -> None:
 
 def check_installer(definition: t.Mapping[str, t.Any], refuse: Refuse) -> None:
     """Whether what the installer is told are such things; raises through ``refuse``."""
+    for key, (pattern, what) in _OS.items() if definition["image_os"] else ():
+        if not re.fullmatch(pattern, definition["image_os"][key]):
+            refuse(("image_os", key), f"{definition['image_os'][key]!r} cannot be right", f"give {what}")
     told = definition["image_installer"]
     for key, (pattern, what) in _RULES.items():
         if told[key] is not None and not re.fullmatch(pattern, told[key]):
@@ -85,6 +92,9 @@ def check_installer(definition: t.Mapping[str, t.Any], refuse: Refuse) -> None:
     if told["proxy"] is not None and not _WEB.fullmatch(told["proxy"]):
         mend = "give one such as http://proxy.example.org:3128, without a user"
         refuse(("image_installer", "proxy"), f"{told['proxy']!r} is no plain URL", mend)
+    family = (definition["image_medium"] or {}).get("family")
+    if family in BUILT and told["filesystem"] not in (None, "ext4"):
+        refuse(("image_installer", "filesystem"), f"cannot be chosen: the family {family} makes ext4", "remove it")
     for package in told["packages"]:
         if not PACKAGE.fullmatch(package):
             refuse(("image_installer", "packages"), f"{package!r} cannot be the name of a package", "correct it")

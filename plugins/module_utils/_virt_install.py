@@ -63,11 +63,12 @@ class Installation:
 
 @dataclasses.dataclass(frozen=True)
 class Signs:
-    """Regular expressions for lines on the console that mean something."""
+    """Regular expressions for lines on the console that mean something; ``hints`` say how to mend what some of them mean."""
 
     success: tuple[str, ...] = ()
     failure: tuple[str, ...] = ()
     question: tuple[str, ...] = ()
+    hints: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def virt_install_argv(
@@ -161,6 +162,7 @@ class Watch:
         self._success, self._failure, self._question = (
             [re.compile(pattern) for pattern in patterns] for patterns in (signs.success, signs.failure, signs.question)
         )
+        self._hints = dict(signs.hints)
         self.succeeded = not self._success
         self._began = self._moved = time.monotonic()
         self._looked = 0.0
@@ -187,7 +189,8 @@ class Watch:
 
     def _judge(self, line: str) -> None:
         if any(pattern.search(line) for pattern in self._failure):
-            raise self._error(f"the installer failed: {line}", "look at the console log", line=line)
+            hints = (hint for pattern, hint in self._hints.items() if re.search(pattern, line))
+            raise self._error(f"the installer failed: {line}", next(hints, "look at the console log"), line=line)
         if any(pattern.search(line) for pattern in self._question):
             raise self._error(f"the installer stopped at a question: {line}", "answer it in the answer file", line=line)
         self.succeeded = self.succeeded or any(pattern.search(line) for pattern in self._success)

@@ -18,6 +18,8 @@ from pathlib import Path
 import ansible_runner
 import pytest
 
+TOLD = {"timezone": "Europe/Prague", "keyboard": "de", "hostname": "made-here"}
+"""What the installer of the whole build is told beside what the example says."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -110,7 +112,10 @@ def factory(tmp_path_factory) -> Factory:
     given = os.environ.get("CLOUDIMG_TEST_FACTORY")
     root = Path(given) if given else tmp_path_factory.mktemp("factory")
     shutil.copytree(CHECKOUT / "inventories" / "example", root / "inventory", dirs_exist_ok=True)
-    return Factory(root)
+    made = Factory(root)
+    example = (CHECKOUT / "inventories/example/host_vars/debian-12.yml").read_text(encoding="utf-8")
+    made.define("debian-12", f"{example}image_installer: {json.dumps(TOLD)}\n")
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from answers_site import CHECKOUT, EXAMPLE, one_image, render, written
 from ansible_collections.cloudimg.factory.plugins.module_utils import _definition
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
+ALLOWED = re.compile(r"^d-i passwd/(root-password-crypted password !|(make-user|root-login) boolean \w+)$")
+"""Lines that speak of a password, and lock an account by it."""
 GOLDEN = Path(__file__).parent / "answers"
 DEBIAN = {"distribution": "debian", "version": "12"}
 ISO = {
@@ -60,10 +64,10 @@ def test_a_file_of_the_users_replaces_ours(tmp_path: Path, name: str) -> None:
     assert found["late.sh"].startswith("#!/bin/sh\n")
 
 
-def check(installer: dict[str, object]) -> None:
+def check(installer: dict[str, object], system: dict[str, str] = DEBIAN) -> None:
     """Check a definition with that C(image_installer) as the stage definition does."""
     specs = yaml.safe_load((CHECKOUT / "roles/definition/meta/argument_specs.yml").read_text("utf-8"))
-    given = {"image_os": DEBIAN, "image_medium": ISO, "image_installer": installer}
+    given = {"image_os": system, "image_medium": ISO, "image_installer": installer}
     _definition.validate("image", given, specs["argument_specs"]["image"]["options"], lambda path: None, "hosts.yml")
 
 
@@ -94,7 +98,47 @@ def test_no_value_breaks_out(key: str) -> None:
             check({key: value})
 
 
+@pytest.mark.parametrize("key", ["distribution", "version"])
+def test_no_name_of_a_system_breaks_out(key: str) -> None:
+    for value in [*BREAKING, "Debian GNU/Linux"]:
+        with pytest.raises(FactoryError, match=rf"image_os.{key}: .* cannot be right; give its"):
+            check({}, {**DEBIAN, key: value})
+
+
 def test_no_package_breaks_out() -> None:
     for value in BREAKING:
         with pytest.raises(FactoryError, match=r"image_installer.packages: .* cannot be the name of a package"):
             check({"packages": [value]})
+
+
+def debconf_says(preseed: Path) -> str:
+    """What is wrong with a preseed, by debconf's own word; it warns of unknown types, and ends well all the same."""
+    argv = ["debconf-set-selections", "--checkonly", preseed]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stderr
+
+
+def test_debconf_takes_every_preseed(answers: Path, tmp_path: Path) -> None:
+    preseeds = sorted(answers.rglob("preseed.cfg"))
+    assert len(preseeds) >= 3
+    for preseed in preseeds:
+        said = subprocess.run(
+            ["debconf-set-selections", "--checkonly", preseed], capture_output=True, text=True, check=True
+        )
+        assert said.stderr == ""
+        subprocess.run(["sh", "-n", preseed.with_name("late.sh")], check=True)
+    wrong = tmp_path / "preseed.cfg"
+    wrong.write_text(preseeds[0].read_text("utf-8") + "this is no line of a preseed\n", "utf-8")
+    assert "Unknown type no" in debconf_says(wrong)
+
+
+def test_no_answer_file_has_a_password(answers: Path) -> None:
+    """Neither in clear text nor as a hash: accounts are locked, with what cannot be the hash of any password."""
+    named = re.compile(r"(?i)(passw(?:or)?d|rootpw|secret|token)")
+    found = {
+        f"{name}: {line}"
+        for name, text in written(answers).items()
+        for line in text.splitlines()
+        if named.search(line) and not line.lstrip().startswith(("#", "//")) and not ALLOWED.search(line)
+    }
+    assert found == set()
+    assert not any(re.search(r"\$(1|2[aby]|5|6|y)\$", text) for text in written(answers).values())

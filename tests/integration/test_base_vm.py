@@ -55,6 +55,8 @@ def order(tmp_path):
             accelerator="tcg",
             uri="private",
             answer_files={},
+            answer_volume="",
+            arch="x86_64",
             directory=tmp_path / "build",
             timeout=300,
             inactivity=120,

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import TOLD
+from layer_look import look
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _accel, _descriptor
 
@@ -70,6 +72,16 @@ def test_a_whole_build(full_build):
     assert (published["version"], published["state"]) == ("1.0", "published")
     assert (factory.workspace / "catalogue" / published["report"]).is_file()
     assert leftovers(factory) == []
+
+
+def test_the_installer_did_as_it_was_told(full_build, tmp_path):
+    factory, _played = full_build
+    _directory, build = factory.build("debian-12")
+    script = "readlink /etc/localtime; cat /etc/timezone /etc/hostname; grep XKBLAYOUT /etc/default/keyboard; getent shadow root"
+    said = look(build["stages"]["base_vm"]["path"], script, tmp_path).splitlines()
+    zone, keyboard, host = (TOLD[name] for name in ("timezone", "keyboard", "hostname"))
+    assert said[:4] == [f"/usr/share/zoneinfo/{zone}", zone, host, f'XKBLAYOUT="{keyboard}"']
+    assert said[4].split(":")[1] in ("!", "*", "!*")
 
 
 def test_the_playbook_showed_that_it_lives(full_build):

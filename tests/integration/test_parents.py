@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import typing as t
@@ -17,10 +16,10 @@ from pathlib import Path
 import ansible_runner
 import pytest
 import yaml
+from layer_look import look
 from tiny_system import Leftovers, as_base, tiny_disk
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _qemu_img, _state, _supervisor
-from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
+from ansible_collections.cloudimg.factory.plugins.module_utils import _qemu_img, _state
 
 pytestmark = pytest.mark.root
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -115,13 +114,7 @@ class Site:
 
     def look(self, layer: str, script: str) -> str:
         """What a shell script says inside a layer."""
-        home, disk = self.root / "look.tree", self.root / "look.qcow2"
-        _supervisor.start(home, Owner.of(), disk, lambda path: _qemu_img.create(path, None, backing=Path(layer)), {})
-        try:
-            argv = [home / "enter", home / "root", "/bin/sh", "-c", script]
-            return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-        finally:
-            _supervisor.end(home)
+        return look(layer, script, self.root)
 
     def nothing_open(self) -> bool:
         """Whether no layer is open or half written, and the kernel has nothing of it in use."""

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _libvirt
+from ansible_collections.cloudimg.factory.plugins.module_utils import _base_vm, _libvirt
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.module_utils._virt_install import (
@@ -66,6 +67,42 @@ def test_cdrom_boots_the_medium_itself():
     assert value(words, "--boot") == "uefi"
     assert value(words, "--virt-type") == "kvm"
     assert value(words, "--cpu") == "host-passthrough"
+
+
+def test_answer_files_and_drivers_are_cds_beside_the_medium():
+    volumes = (Path("/w/answers.iso"), Path("/m/virtio.iso"))
+    words = argv(Machine(), Installation(Path("/m.iso"), "location", "vmlinuz", "initrd", "x", volumes=volumes))
+    disks = [words[at + 1] for at, word in enumerate(words) if word == "--disk"]
+    assert disks[1:] == [f"path={path},format=raw,device=cdrom,readonly=on" for path in volumes]
+
+
+def test_another_architecture_is_named_and_has_no_vga():
+    words = argv(Machine(firmware="uefi", arch="aarch64"), Installation(Path("/m.iso"), "location", "a", "b"))
+    assert value(words, "--arch") == "aarch64"
+    assert value(words, "--video") == "virtio"
+    assert value(words, "--boot") == "uefi"
+    assert "--arch" not in argv(Machine(), Installation(Path("/m.iso"), "cdrom"))
+
+
+@pytest.mark.parametrize(
+    ("arch", "builder", "wanted", "found"),
+    [
+        ("x86_64", "x86_64", "auto", "probed"),
+        ("aarch64", "x86_64", "auto", "tcg"),
+        ("x86_64", "aarch64", "tcg", "tcg"),
+        ("aarch64", "aarch64", "kvm", "kvm"),
+        ("aarch64", "x86_64", "kvm", None),
+    ],
+)
+def test_a_foreign_architecture_is_emulated(monkeypatch, arch, builder, wanted, found):
+    monkeypatch.setattr(_base_vm._accel, "detect", lambda wanted: "probed")
+    monkeypatch.setattr(_base_vm.platform, "machine", lambda: builder)
+    order = types.SimpleNamespace(arch=arch, accelerator=wanted, image="x")
+    if found:
+        assert _base_vm._accelerator(order) == found
+        return
+    with pytest.raises(FactoryError, match="x: base_vm_accelerator: is kvm, which runs nothing for aarch64"):
+        _base_vm._accelerator(order)
 
 
 def test_session_hides_a_kvm_device_that_is_of_no_use(monkeypatch, tmp_path):

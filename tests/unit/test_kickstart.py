@@ -23,7 +23,7 @@ from pykickstart.errors import KickstartError
 from pykickstart.parser import KickstartParser
 from pykickstart.version import makeVersion
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _definition_installer
+from ansible_collections.cloudimg.factory.plugins.module_utils import _definition_installer, _iso, _seed
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,18 @@ def test_there_is_no_account_and_no_secret(image: str) -> None:
     assert not re.search("--plaintext|--iscrypted|--password|authselect|chpasswd|//[^/ ]*@", text)
 
 
+@pytest.mark.parametrize("image", SYNTAX)
+def test_the_installer_is_sent_to_the_volume_that_has_the_file(image: str, tmp_path: Path) -> None:
+    started = json.loads((GOLDEN / image / "installer.json").read_text("utf-8"))
+    arguments = started["kernel_args"].split()
+    assert f"inst.ks=hd:LABEL={started['volume']}:/ks.cfg" in arguments
+    assert f"console={'ttyAMA0' if image in ON_ARM else 'ttyS0'}" in [word.partition(",")[0] for word in arguments]
+    iso = tmp_path / "answers.iso"
+    _seed.make_iso(iso, started["volume"], {"ks.cfg": golden(image)})
+    assert _iso.inspect(iso, where="answers.iso", key="answer_volume").label == "OEMDRV"
+    _iso.require_files(iso, ["ks.cfg"], where="answers.iso", family="kickstart")
+
+
 WRONG = [
     ("RHEL8", "--excludeWeakdeps", "--exclude-weakdeps", "unrecognized arguments: --exclude-weakdeps"),
     ("RHEL10", "--exclude-weakdeps", "--excludeWeakdeps", "unrecognized arguments: --excludeWeakdeps"),
@@ -159,7 +171,12 @@ def accepted(key: str, value: t.Any) -> bool:
         raise FactoryError(problem, key=".".join(path), mend=mend)
 
     try:
-        _definition_installer.check_installer({"image_installer": {**told, key: value}}, refuse)
+        definition = {
+            "image_os": None,
+            "image_medium": None,
+            "image_installer": {**told, "filesystem": None, key: value},
+        }
+        _definition_installer.check_installer(definition, refuse)
     except FactoryError:
         return False
     return True

@@ -1,0 +1,1 @@
+mirror = "https://mirror.example.org"

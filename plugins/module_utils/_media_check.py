@@ -127,16 +127,16 @@ def _judge_way(url: str, seen: Seen, found: Found) -> None:
     place = shown(seen.url)
     found.moved_to = place
     before, after = urlsplit(url), urlsplit(seen.url)
-    if before.scheme == "https" and any(not step.startswith("https:") for _status, step in seen.hops):
-        found.judge("wrong", f"it is redirected to {place} without https all the way")
-    elif _name(seen.url) != _name(url):
+    if _name(seen.url) != _name(url):
         found.judge("moved", f"it is redirected to {place}, another file")
     elif any(status in _FOR_GOOD for status, _step in seen.hops) and (
         (before.hostname, before.path) != (after.hostname, after.path)
     ):
         found.judge("moved", f"it is redirected to {place} for good")
     else:
-        found.notes.append(f"from {after.hostname}")
+        # What protects the file is its checksum, not the way that it takes.
+        plain = before.scheme == "https" and after.scheme != "https"
+        found.notes.append(f"from {after.hostname}{' by plain http' if plain else ''}")
 
 
 def _judge_content(seen: Seen, found: Found) -> None:

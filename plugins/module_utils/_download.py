@@ -18,7 +18,7 @@ import time
 import typing as t
 import urllib.error
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from ansible.module_utils import urls
 
@@ -38,11 +38,21 @@ DELAYS = (1.0, 2.0, 4.0, 8.0)
 _CHUNK = 1024 * 1024
 _SMALL = 16 * 1024 * 1024
 _LONGEST_WAIT = 60.0
+_HOPS = 6
+_REDIRECTIONS = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Interrupted(FactoryError):
     """The network failed; what had come by then is kept, and the next run goes on from there."""
+
+
+class Refused(FactoryError):
+    """The server answered, and it will not be another answer the next time. ``status``: that of HTTP."""
+
+    def __init__(self, status: int, problem: str, **about: t.Any) -> None:
+        super().__init__(problem, **about)
+        self.status = status
 
 
 class _Broken(Exception):
@@ -51,6 +61,15 @@ class _Broken(Exception):
     def __init__(self, problem: str, wait: float = 0.0) -> None:
         super().__init__(problem)
         self.wait = wait
+
+
+class _SentOn(Exception):
+    """The server says that the file is elsewhere."""
+
+    def __init__(self, status: int, place: str) -> None:
+        super().__init__(place)
+        self.status = status
+        self.place = place
 
 
 class _StartOver(Exception):
@@ -63,6 +82,24 @@ class Fetched:
 
     digests: dict[str, str]
     resumed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a server says of a file, without the file.
+
+    :param url: where it is, at the end of all redirections.
+    :param hops: status and target of each redirection.
+    :param size: bytes, where the server tells.
+    :param modified: its Last-Modified, as the server writes it.
+    :param head: its first bytes.
+    """
+
+    url: str
+    hops: tuple[tuple[int, str], ...]
+    size: int | None
+    modified: str | None
+    head: bytes
 
 
 def is_url(place: str) -> bool:
@@ -147,6 +184,39 @@ class Client:
         else:
             raise Interrupted("the server's file changes while it is read", where=shown(url), key=key, mend="try later")
         return Fetched(digester.hexdigests(), resumed)
+
+    def look(self, url: str, *, key: str, wanted: int) -> Seen:
+        """Ask for the first ``wanted`` bytes of a file, and where it really is; no more of it is read.
+
+        A server that is too slow for them, or knows no ranges, is left after as many as came in time.
+
+        :raises Refused: the server will not have it.
+        :raises Interrupted: it cannot be told now.
+        """
+        where = check_url(url, key)
+        hops: list[tuple[int, str]] = []
+        for _hop in range(_HOPS):
+            try:
+                return self._persist(lambda: self._beginning(where, tuple(hops), wanted, key), where, key)  # noqa: B023
+            except _SentOn as exc:
+                hops.append((exc.status, exc.place))
+                where = check_url(exc.place, key)
+        raise Refused(310, f"is redirected {_HOPS} times", where=shown(url), key=key, mend="check that URL")
+
+    def _beginning(self, url: str, hops: tuple[tuple[int, str], ...], wanted: int, key: str) -> Seen:
+        with _request(url, {"Range": f"bytes=0-{wanted - 1}"}, self._timeout, key, follow=False) as response:
+            end, head = time.monotonic() + self._timeout, b""
+            while len(head) < wanted and time.monotonic() < end:
+                try:
+                    chunk = response.read1(wanted - len(head))
+                except (OSError, http.client.HTTPException) as exc:
+                    raise _Broken(_said(exc)) from exc
+                if not chunk:
+                    break
+                head += chunk
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            size = (int(total) if total.isdigit() else None) if response.status == 206 else _length(response)
+            return Seen(url, hops, size, response.headers.get("Last-Modified"), head)
 
     def copy(self, source: Path, part: Path, algorithms: t.Sequence[str], *, key: str) -> Fetched:
         """Copy a local file to ``part``."""
@@ -293,8 +363,11 @@ def _said(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
-def _request(url: str, headers: dict[str, str], timeout: float, key: str) -> t.Any:
-    """The response to a GET; raises _Broken for what may pass, FactoryError for what will not."""
+def _request(url: str, headers: dict[str, str], timeout: float, key: str, *, follow: bool = True) -> t.Any:
+    """The response to a GET; raises _Broken for what may pass, FactoryError for what will not.
+
+    Without ``follow`` it raises _SentOn where the server redirects.
+    """
     mend = "check that URL, the network and the proxy settings"
     try:
         # decompress=False: the bytes as they are on the server are what the checksum is of.
@@ -304,16 +377,19 @@ def _request(url: str, headers: dict[str, str], timeout: float, key: str) -> t.A
             timeout=timeout,
             http_agent="cloudimg.factory",
             decompress=False,
+            follow_redirects="urllib2" if follow else "none",
         )
     except urllib.error.HTTPError as exc:
         exc.close()
+        if exc.code in _REDIRECTIONS and exc.headers and exc.headers.get("Location"):
+            raise _SentOn(exc.code, urljoin(url, exc.headers["Location"])) from exc
         if exc.code == 416 and headers:
             raise _StartOver from exc
         if exc.code in _PASSING:
             after = exc.headers.get("Retry-After", "") if exc.headers else ""
             raise _Broken(f"HTTP {exc.code} {exc.reason}", float(after) if after.isdigit() else 0.0) from exc
         mend = "check that URL" if exc.code not in (401, 403, 407) else "check that URL and the rights to it"
-        raise FactoryError(f"HTTP {exc.code} {exc.reason}", where=shown(url), key=key, mend=mend) from exc
+        raise Refused(exc.code, f"HTTP {exc.code} {exc.reason}", where=shown(url), key=key, mend=mend) from exc
     except (http.client.InvalidURL, ValueError) as exc:
         raise FactoryError(_said(exc), where=shown(url), key=key, mend=mend) from exc
     except (OSError, http.client.HTTPException, urls.ConnectionError) as exc:

@@ -44,16 +44,22 @@ def inspect(path: Path, *, where: str, key: str) -> Volume:
     :param where: what to call the file in messages (its URL, while ``path`` is not its final name).
     :raises FactoryError: it is no ISO 9660 image, or a truncated one.
     """
-    mend = "give the place of an installation ISO"
     with explain_os_errors(path), path.open("rb") as stream:
-        length = path.stat().st_size
-        head = stream.read(64)
-        stream.seek(_FIRST * _SECTOR)
-        descriptor = b""
-        for _sector in range(_FIRST, _LAST):
-            descriptor = stream.read(_SECTOR)
-            if len(descriptor) < _SECTOR or descriptor[1:6] != b"CD001" or descriptor[0] in (_PRIMARY, _TERMINATOR):
-                break
+        return read_volume(stream.read(_LAST * _SECTOR), path.stat().st_size, where=where, key=key)
+
+
+def read_volume(head: bytes, length: int, *, where: str, key: str) -> Volume:
+    """Read the primary volume descriptor out of an image's first bytes.
+
+    :param length: bytes of the whole file; 0 where that is not known.
+    :raises FactoryError: it is no ISO 9660 image, or a truncated one.
+    """
+    mend = "give the place of an installation ISO"
+    descriptor = b""
+    for sector in range(_FIRST, _LAST):
+        descriptor = head[sector * _SECTOR : (sector + 1) * _SECTOR]
+        if len(descriptor) < _SECTOR or descriptor[1:6] != b"CD001" or descriptor[0] in (_PRIMARY, _TERMINATOR):
+            break
     if len(descriptor) < _SECTOR or descriptor[0] != _PRIMARY or descriptor[1:6] != b"CD001":
         other = next((name for magic, name in _OTHERS if re.match(magic, head, re.IGNORECASE)), None)
         looks = f", it looks like {other}" if other else ""
@@ -61,7 +67,7 @@ def inspect(path: Path, *, where: str, key: str) -> Volume:
     (blocks,) = struct.unpack_from("<I", descriptor, 80)
     (block_size,) = struct.unpack_from("<H", descriptor, 128)
     volume = Volume(descriptor[40:72].decode("ascii", "replace").rstrip(" \0"), blocks * block_size)
-    if volume.size > length:
+    if length and volume.size > length:
         raise FactoryError(
             f"is a truncated ISO: {length} of {volume.size} bytes",
             where=where,

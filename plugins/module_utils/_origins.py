@@ -134,15 +134,23 @@ class FileOrigin:
 
     def expected(self) -> _sums.Checksum:
         """The checksum given, or the one in the (verified) checksum file."""
-        given = self._definition
-        place = given.checksum or ""
-        checksum = _sums.explicit(place)
-        if checksum:
-            return checksum
+        checksum = _sums.explicit(self._definition.checksum or "")
+        return checksum or self.find(self.listing())
+
+    def listing(self) -> str:
+        """The text of the checksum file, as far as it is signed where it has to be."""
         self._progress.phase(f"fetching the checksum of {self.shown.rpartition('/')[2]}")
-        data = self._verified(place)
+        return self._verified(self._definition.checksum or "").decode("utf-8", "replace")
+
+    @property
+    def signed(self) -> bool:
+        """Whether the checksum file has to be signed."""
+        return bool(self._definition.keyring)
+
+    def find(self, listing: str) -> _sums.Checksum:
+        """The medium's checksum in the text of its checksum file."""
         name = unquote(urlsplit(self._url).path) if self._url else self.shown
-        return _sums.find(data.decode("utf-8", "replace"), name.lstrip("/"), where=shown(place))
+        return _sums.find(listing, name.lstrip("/"), where=shown(self._definition.checksum or ""))
 
     def _verified(self, place: str) -> bytes:
         """The checksum file's content, as far as it is signed where it has to be."""

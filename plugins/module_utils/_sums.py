@@ -110,6 +110,11 @@ def find(text: str, path: str, *, where: str) -> Checksum:
     )
 
 
+def names(text: str) -> list[str]:
+    """The files that a checksum file lists, without the directories that they are in."""
+    return sorted({name.rpartition("/")[2] for name, _sum in _entries(text)} - {""})
+
+
 def _entries(text: str) -> t.Iterator[tuple[str, Checksum]]:
     by_length = {digits: algorithm for algorithm, digits in {**ACCEPTED, **_WEAK}.items()}
     for line in text.splitlines():

@@ -18,7 +18,9 @@ from answers_site import CHECKOUT, EXAMPLE, one_image, render, written
 from ansible_collections.cloudimg.factory.plugins.module_utils import _definition
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
-ALLOWED = re.compile(r"^d-i passwd/(root-password-crypted password !|(make-user|root-login) boolean \w+)$")
+ALLOWED = re.compile(
+    r"^d-i passwd/(root-password-crypted password !|(make-user|root-login) boolean \w+)$|^rootpw --lock$"
+)
 """Lines that speak of a password, and lock an account by it."""
 GOLDEN = Path(__file__).parent / "answers"
 DEBIAN = {"distribution": "debian", "version": "12"}
@@ -142,3 +144,26 @@ def test_no_answer_file_has_a_password(answers: Path) -> None:
     }
     assert found == set()
     assert not any(re.search(r"\$(1|2[aby]|5|6|y)\$", text) for text in written(answers).values())
+
+
+def test_a_template_of_the_users_with_a_mistake(tmp_path: Path) -> None:
+    own = tmp_path / "own.cfg.j2"
+    own.write_text("d-i time/zone string {{ answers.time_zone }}\n", "utf-8")
+    done = one_image(tmp_path, {"image_os": DEBIAN, "image_medium": {**ISO, "answer_file": str(own)}})
+    assert done.returncode != 0
+    assert "has no attribute 'time_zone'" in " ".join((done.stdout + done.stderr).replace("''", "'").split())
+    assert not (tmp_path / "answers").exists()
+
+
+def test_a_file_system_that_the_installer_does_not_make(tmp_path: Path) -> None:
+    system = {"distribution": "rocky", "version": "9"}
+    done = one_image(
+        tmp_path,
+        {
+            "image_os": system,
+            "image_medium": {**ISO, "family": "kickstart"},
+            "image_installer": {"filesystem": "btrfs"},
+        },
+    )
+    assert done.returncode != 0
+    assert "image: image_installer.filesystem: rocky has no btrfs; use ext4 or xfs" in " ".join(done.stdout.split())

@@ -46,7 +46,7 @@ def test_second_run_changes_nothing_and_tells_what_the_builder_can_do(play, tmp_
     [
         (
             {"builder_features": ["fay"]},
-            "builder_features must be one or more of: all, fai, offline, publish, scores, uefi",
+            "builder_features must be one or more of: all, fai, keyrings, offline, publish, scores, uefi",
         ),
         (
             {"builder_features": ["fai"], "__builder_os_features": {"core": {"packages": [], "tools": []}}},

@@ -21,6 +21,8 @@ from ansible_collections.cloudimg.factory.tests.tools.media_server import MediaS
 from ansible_collections.cloudimg.factory.tests.tools.vendor import Signer, make_iso, sha256, sums
 
 ANSIBLE = Path(sys.executable).with_name("ansible-playbook")
+KNOWN = Path(__file__).resolve().parents[2] / "roles/media/vars"
+FAMILIES = sorted({path.stem for path in KNOWN.glob("*.yml")} - {"main"})
 INSTALLER = {"kernel": "install.amd/vmlinuz", "initrd": "install.amd/initrd.gz"}
 
 
@@ -94,7 +96,11 @@ class Site:
             "image": "debian-12",
             "version": "1",
             "digest": "0" * 64,
-            "definition": {"image_medium": medium, "image_os": system},
+            "definition": {
+                "image_medium": medium,
+                "image_os": system,
+                "image_installer": {"locale": "en_US.UTF-8", "packages": []},
+            },
             "state": "begun",
         }
         tasks: list[dict[str, t.Any]] = [
@@ -227,7 +233,11 @@ def test_the_role_in_check_mode(site: Site) -> None:
 @pytest.mark.parametrize(
     ("medium", "version", "said"),
     [
-        ({"family": "xyzzy"}, "12", "image_medium.family: nothing is known of xyzzy; use fai or preseed, or add"),
+        (
+            {"family": "xyzzy"},
+            "12",
+            f"image_medium.family: nothing is known of xyzzy; use {' or '.join(FAMILIES)}, or add",
+        ),
         ({"family": "fai"}, "7", "image_medium.suite: no installer can be built for debian 7; use bookworm or trixie"),
         ({"family": "fai", "suite": "woody"}, "12", "no installer can be built for woody; use bookworm or trixie"),
     ],

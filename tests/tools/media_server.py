@@ -23,6 +23,8 @@ class File:
     :param validators: whether ETag and Last-Modified are sent.
     :param length: whether Content-Length is sent (else the end of the connection ends the file).
     :param statuses: the status of each of the next responses, before it is 200 or 206.
+    :param moved_to: where it is instead; ``moved_by`` is the status that says so.
+    :param pause: seconds after each piece of ``piece`` bytes.
     """
 
     content: bytes
@@ -32,7 +34,9 @@ class File:
     length: bool = True
     statuses: list[int] = dataclasses.field(default_factory=list)
     moved_to: str | None = None
+    moved_by: int = 302
     pause: float = 0.0
+    piece: int = 65536
 
     @property
     def etag(self) -> str:
@@ -94,7 +98,7 @@ class MediaServer:
         elif file.statuses:
             request.status = file.statuses.pop(0)
         elif file.moved_to:
-            request.status, headers = 302, {"Location": file.moved_to}
+            request.status, headers = file.moved_by, {"Location": file.moved_to}
         else:
             body, request.status, headers = self._select(file, request.range, handler.headers.get("If-Range"))
         handler.close_connection = True
@@ -107,8 +111,9 @@ class MediaServer:
         if file and file.cut and body:
             body = body[: file.cut.pop(0)]
         try:
-            for start in range(0, len(body), 65536):
-                chunk = body[start : start + 65536]
+            piece = file.piece if file else 65536
+            for start in range(0, len(body), piece):
+                chunk = body[start : start + piece]
                 handler.wfile.write(chunk)
                 request.sent += len(chunk)
                 if file and file.pause:
@@ -122,8 +127,9 @@ class MediaServer:
             headers |= {"ETag": file.etag, "Last-Modified": "Mon, 06 Jan 2025 10:00:00 GMT"}
         if not (wanted and file.ranges) or (condition and condition != file.etag):
             return file.content, 200, headers
-        start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        first, _dash, last = wanted.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(file.content)), len(file.content) - 1)
         if start >= len(file.content):
             return b"", 416, {"Content-Range": f"bytes */{len(file.content)}"}
-        headers["Content-Range"] = f"bytes {start}-{len(file.content) - 1}/{len(file.content)}"
-        return file.content[start:], 206, headers
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(file.content)}"
+        return file.content[start : end + 1], 206, headers

@@ -94,7 +94,7 @@ def elements(root: ElementTree.Element) -> list[tuple[str, list[tuple[str, str]]
     return [(element.tag, sorted(element.items())) for element in root.iter()]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(key=st.sampled_from(VALUES), value=HOSTILE)
 @pytest.mark.parametrize(
     ("template", "read"), [("autoinstall/user-data.j2", yaml.safe_load), ("agama/autoinst.json.j2", json.loads)]
@@ -108,7 +108,7 @@ def test_no_value_breaks_out_of_a_mapping(template: str, read: t.Callable[[str],
     assert list(leaves(found)) == wanted
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(package=HOSTILE)
 @pytest.mark.parametrize(
     ("template", "read"), [("autoinstall/user-data.j2", yaml.safe_load), ("agama/autoinst.json.j2", json.loads)]
@@ -119,7 +119,7 @@ def test_no_package_breaks_out_of_a_mapping(template: str, read: t.Callable[[str
     assert packages[:3] == ["a", package, "b"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(key=st.sampled_from([*VALUES, "packages", "console"]), value=HOSTILE)
 def test_no_value_breaks_out_of_autoyast(key: str, value: str) -> None:
     console = {"console": f"ttyS0{value}"} if key == "console" else {"console": "ttyS0plain"}
@@ -138,7 +138,7 @@ def test_no_value_breaks_out_of_autoyast(key: str, value: str) -> None:
         assert [*texts].count(value) >= (1 if value.strip() else 0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(key=st.sampled_from(["locale", "keyboard"]), value=HOSTILE)
 @pytest.mark.parametrize("name", ["Autounattend.xml", "sysprep.xml"])
 def test_no_value_breaks_out_of_autounattend(name: str, key: str, value: str) -> None:
@@ -147,7 +147,7 @@ def test_no_value_breaks_out_of_autounattend(name: str, key: str, value: str) ->
     assert elements(found) == elements(right)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(key=st.sampled_from(["mirror", "proxy", "packages"]), value=HOSTILE)
 def test_no_value_breaks_out_of_the_script_of_autounattend(key: str, value: str) -> None:
     """In PowerShell nothing but the quote itself means anything between single quotes; it is doubled there."""

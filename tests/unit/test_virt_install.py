@@ -68,6 +68,12 @@ def test_cdrom_boots_the_medium_itself():
     assert value(words, "--cpu") == "host-passthrough"
 
 
+def test_console_of_an_installer_that_restarts_is_not_begun_anew():
+    once, again = (argv(Machine(), Installation(Path("/m.iso"), "cdrom", reboots=reboots)) for reboots in (False, True))
+    assert value(once, "--serial") == "pty,log.file=/w/console.log,log.append=off"
+    assert value(again, "--serial") == "pty,log.file=/w/console.log,log.append=on"
+
+
 def test_session_hides_a_kvm_device_that_is_of_no_use(monkeypatch, tmp_path):
     monkeypatch.setattr(_libvirt._cli, "require", lambda tool, package=None: f"/usr/sbin/{tool}")
     monkeypatch.setattr(_libvirt.Path, "exists", lambda self: True)

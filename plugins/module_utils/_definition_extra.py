@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import typing as t
-import xml.etree.ElementTree as ElementTree
+from xml.etree import ElementTree
 
 MAPPINGS = frozenset({"autoinstall", "agama"})
 """The families whose answer file is a mapping, into which that of the user is merged."""

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
+import yaml
 
+from ansible_collections.cloudimg.factory.plugins.module_utils import _definition
 from ansible_collections.cloudimg.factory.plugins.module_utils._definition_extra import check_extra
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 
 class Wrong(Exception):
@@ -72,3 +76,20 @@ def test_what_can_be_added(family: str, extra: str) -> None:
 def test_what_cannot(family: str, extra: str, problem: str) -> None:
     with pytest.raises(Wrong, match=problem):
         check(family, extra)
+
+
+def test_definition_tells_the_key() -> None:
+    path = Path(__file__).resolve().parents[2] / "roles/definition/meta/argument_specs.yml"
+    spec = yaml.safe_load(path.read_text("utf-8"))["argument_specs"]["image"]["options"]
+    medium = {
+        "family": "autoinstall",
+        "url": "https://example.org/x.iso",
+        "checksum": f"sha256:{'0' * 64}",
+        "answer_extra": "- jq",
+    }
+    given = {"image_os": {"distribution": "ubuntu", "version": "24.04"}, "image_medium": medium}
+    with pytest.raises(
+        FactoryError, match=r"^x.yml: image_medium.answer_extra: is no mapping, .*; give keys"
+    ) as caught:
+        _definition.validate("image", given, spec, lambda place: "x.yml", "hosts.yml")
+    assert "\n" not in str(caught.value)

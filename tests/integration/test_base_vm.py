@@ -276,8 +276,8 @@ def test_foreign_domain_of_the_same_connection_is_not_touched(order):
     """Two installations at once, each with domains of its own: the failure of one leaves the other alone."""
     good = order()
     bad = order("FATAL ERROR\r\n", ends=False, image=f"other-{os.getpid()}")
-    # another medium, so that it is another base: of the same, one would wait for the other
-    bad = dataclasses.replace(bad, medium={**bad.medium, "sha256": "1" * 64})
+    # another medium, so that it is another base: of the same, one would wait for the other; and another image has logs of its own
+    bad = dataclasses.replace(bad, medium={**bad.medium, "sha256": "1" * 64}, directory=bad.directory / "bad")
     assert good.domain != bad.domain
     good = dataclasses.replace(good, medium={**good.medium, "path": str(make_installer(good.directory / "good", DONE))})
     results = []

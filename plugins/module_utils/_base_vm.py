@@ -257,7 +257,8 @@ def _run_installer(
         f"installing (with hardware virtualisation it takes about {minutes} min)" if minutes else "installing"
     )
     try:
-        install(libvirt, order.domain, argv, watch, logs / "base_vm-virt-install.log")
+        log = logs / "base_vm-virt-install.log"
+        install(libvirt, order.domain, argv, watch, log, reboots=installation.reboots)
     except Cancelled:
         raise
     except FactoryError as exc:
@@ -299,7 +300,16 @@ def _prepare(order: Order, work: Path) -> Installation:
             argv += ["-extract", f"/{str(medium[name]).lstrip('/')}", file]
         _cli.run(argv, timeout=120)
         kernel, initrd = str(taken["kernel"]), str(taken["initrd"])
-    return Installation(iso, boot, kernel, initrd, medium.get("kernel_args") or "", tuple(inject), tuple(volumes))
+    return Installation(
+        medium=iso,
+        boot=boot,
+        kernel=kernel,
+        initrd=initrd,
+        kernel_args=medium.get("kernel_args") or "",
+        inject=tuple(inject),
+        volumes=tuple(volumes),
+        reboots=bool(medium.get("reboots")),
+    )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import re
 import typing as t
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _sums
+from ansible_collections.cloudimg.factory.plugins.module_utils._definition_extra import check_extra
 
 Refuse = t.Callable[[t.Sequence[str], str, str], t.NoReturn]
 """Raises the error about a key, given as («image_medium», «url»), what is wrong, and how to mend it."""
@@ -77,6 +78,8 @@ def check_medium(medium: t.Mapping[str, t.Any], refuse: Refuse) -> None:
         wrong("kernel_args", "has more than one line, or what is not ASCII", "give arguments with a space between them")
     if not _TEXT.fullmatch(medium["answer_extra"] or ""):
         wrong("answer_extra", "has control characters", "remove them")
+    if medium["answer_extra"]:
+        check_extra(family, medium["answer_extra"], lambda problem, mend: wrong("answer_extra", problem, mend))
     _check_drivers(medium, refuse)
 
 

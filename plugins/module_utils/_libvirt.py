@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +36,7 @@ PRIVATE = "private"
 _UNPRIVILEGED_ID = "1"  # daemon: in the passwd of every system, as libvirt demands of its user
 _START_TIMEOUT = 30.0
 _NAME_LENGTH = 40
+_TOLD_WITHIN = 10.0
 _OWNER = "owner.json"
 
 
@@ -63,6 +65,33 @@ class Libvirt:
         done = self.virsh("domstats", "--block", domain, check=False)
         numbers = (row.partition("=") for row in done.stdout.split())
         return sum(int(value) for name, _sep, value in numbers if name.endswith((".rd.bytes", ".wr.bytes")))
+
+    @contextlib.contextmanager
+    def shutdowns(self, log: Path) -> t.Iterator[t.Callable[[str], str]]:
+        """Hear why guests go off, as long as the block lasts; what is heard is written to ``log``.
+
+        Gives a function that tells why a domain, which is off, has gone off: C(guest-reset) is a restart that was not
+        wanted (C(on_reboot=destroy)), C(guest-shutdown) is a power-off; empty where that was not heard. The states and
+        events of libvirt are the same for both. Source: SHUTDOWN and ShutdownCause in qapi/run-state.json of QEMU.
+        """
+        argv = ["virsh", "--connect", self.uri, "qemu-monitor-event", "--event", "SHUTDOWN", "--loop"]
+        process = _cli.spawn(argv, log=log, env={**self.env, "LC_ALL": "C.UTF-8"})
+
+        def why(domain: str) -> str:
+            told = re.compile(
+                rf"event SHUTDOWN at \S+ for domain '{re.escape(domain)}': .*\"guest\":true,\"reason\":\"([a-z-]+)\""
+            )
+            deadline = time.monotonic() + _TOLD_WITHIN
+            while not (found := told.findall(log.read_text(encoding="utf-8", errors="replace"))):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    return ""
+                time.sleep(0.1)
+            return str(found[-1])
+
+        try:
+            yield why
+        finally:
+            _cli.end_group(process)
 
     def screenshot(self, domain: str, target: Path) -> Path | None:
         """The domain's screen as a PNG file (PPM where its QEMU is older than 7.1); None where there is no picture."""

@@ -10,6 +10,7 @@ Sources: virt-install(1), virsh(1), https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import time
@@ -24,6 +25,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._progress import 
 MINIMUM_VERSION = (3, 0)
 """virt-install: the first that has --install and --location ISO,kernel=…,initrd=… and --noreboot together."""
 _LOOK_EVERY = 3.0
+_RESTART = "guest-reset"
 _TAIL = 64 * 1024
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x08\x0b-\x1a\x1c-\x1f]")
 
@@ -50,6 +52,7 @@ class Installation:
         C(cdrom) boots the medium's own boot loader.
     :param inject: files that virt-install adds to the initrd (with C(location)).
     :param volumes: more ISOs, attached as CDs: the answer files, drivers.
+    :param reboots: the installer restarts the machine before it is finished, and powers it off in the end.
     """
 
     medium: Path
@@ -59,6 +62,7 @@ class Installation:
     kernel_args: str = ""
     inject: tuple[Path, ...] = ()
     volumes: tuple[Path, ...] = ()
+    reboots: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +91,9 @@ def virt_install_argv(
         argv += ["--boot", "uefi"]
     argv += ["--disk", f"path={disk},format=qcow2,bus=virtio,cache=unsafe,discard=unmap"]
     argv += ["--network", "user,model=virtio", "--rng", "/dev/urandom"]
-    argv += [
-        "--graphics",
-        "none",
-        "--video",
-        "virtio" if machine.arch == "aarch64" else "vga",
-        "--serial",
-        f"pty,log.file={console},log.append=off",
-    ]
+    argv += ["--graphics", "none", "--video", "virtio" if machine.arch == "aarch64" else "vga"]
+    # the domain is started again after the first restart: what the console has said until then stays
+    argv += ["--serial", f"pty,log.file={console},log.append={'on' if installation.reboots else 'off'}"]
     if installation.boot == "direct":
         argv += ["--disk", f"path={installation.medium},format=raw,bus=virtio,readonly=on"]
         kernel = f"kernel={installation.kernel},initrd={installation.initrd}"
@@ -217,11 +216,36 @@ def install(
     argv: t.Sequence[str],
     watch: Watch,
     log: Path,
+    *,
+    reboots: bool = False,
 ) -> None:
     """Run virt-install to its end; the domain is still defined afterwards, see :meth:`Libvirt.reap`.
 
+    virt-install starts the domain as one that boots the installer and goes off where the guest restarts
+    (C(on_reboot=destroy), whatever C(--events) says), and defines one that boots the disk, without the installer's kernel
+    and CD. So after the first restart the installation goes on in the latter, in which all further ones are restarts.
+
+    :param reboots: the installer restarts the machine before it is finished.
     :raises FactoryError: the installation failed in any way.
     """
+    with libvirt.shutdowns(log.with_name("base_vm-events.log")) if reboots else contextlib.nullcontext() as why:
+        _first_part(libvirt, domain, argv, watch, log)
+        off = why(domain) if why else ""
+    if reboots and not off:
+        watch.finish(libvirt.state(domain) or "crashed")
+        raise FactoryError(
+            "went off, and QEMU did not tell whether it wanted to restart", where=domain, mend="run it again"
+        )
+    if off == _RESTART:
+        libvirt.virsh("start", domain)
+        while libvirt.state(domain) and not libvirt.state(domain).startswith("shut off"):
+            watch.tick()
+            time.sleep(1.0)
+    watch.finish(libvirt.state(domain) or "crashed")
+
+
+def _first_part(libvirt: Libvirt, domain: str, argv: t.Sequence[str], watch: Watch, log: Path) -> None:
+    """Run virt-install until the guest is off for the first time."""
     try:
         _cli.run(argv, log=log, tick=watch.tick, env=libvirt.env)
     except _cli.ToolError as exc:
@@ -230,4 +254,3 @@ def install(
         said = [line for line in exc.completed.stderr.splitlines() if line.startswith("ERROR")]
         why = said[0].partition(" ")[2].strip() if said else _cli.tail(exc.completed.stderr, 2)
         raise FactoryError(f"could not install: {why}", where="virt-install", mend=f"see {log}") from exc
-    watch.finish(libvirt.state(domain))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 from tiny_installer import make_installer
+from tiny_reboots import make_restarting_installer
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _base_vm
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import Cancelled, FactoryError
@@ -118,6 +119,42 @@ def test_install_then_cache(order):
     assert planned.diff["before"]["disk"] == {"size": 64 << 20}
     assert planned.diff["after"]["disk"] == {"size": 65 << 20}
     assert not Path(planned.extra["base"]["path"]).exists()
+
+
+@pytest.mark.parametrize("boot", ["cdrom", pytest.param("direct", marks=pytest.mark.slow), "location"])
+def test_installer_that_restarts_goes_on_from_the_disk(order, tmp_path, boot):
+    """Neither the medium nor the installer's kernel is booted again, and only the power-off is the end."""
+    given = order()
+    iso = make_restarting_installer(tmp_path / boot, ["first\r\n", "second\r\n", "TINY finished\r\n"])
+    medium = {**given.medium, "path": str(iso), "boot": boot, "reboots": True}
+    medium.update({} if boot == "cdrom" else {"kernel": "kernel", "initrd": "initrd"})
+    given = dataclasses.replace(given, medium=medium, answer_files={"a.txt": "a"}, answer_volume="ANSWERS")
+    assert _base_vm.ensure_base(given, Progress("base_vm")).changed
+    said = (given.directory / "logs/base_vm-console.log").read_text().split("\n")
+    said = [line.strip() for line in said if line.strip().endswith(("first", "second", "finished"))]
+    first = "medium: first" if boot == "cdrom" else "kernel: first"
+    assert [line[line.find(first) :] if first in line else line for line in said] == [first, "second", "TINY finished"]
+    assert gone(given)
+
+
+def test_installer_that_restarts_is_watched_to_its_end(order, tmp_path):
+    """What an installer says after a restart counts as well: here that it failed, and it would power off then."""
+    given = order()
+    iso = make_restarting_installer(tmp_path / "iso", ["first\r\n", "second\r\n", "FATAL ERROR no driver\r\n"])
+    given = dataclasses.replace(given, medium={**given.medium, "path": str(iso), "reboots": True})
+    with pytest.raises(FactoryError, match="the installer failed: FATAL ERROR no driver"):
+        _base_vm.ensure_base(given, Progress("base_vm"))
+    assert leftovers(given) == []
+    assert gone(given)
+
+
+def test_installer_that_restarts_too_early_has_failed(order, tmp_path):
+    """Where the family's installers do not restart, that is their end, and it is judged as one."""
+    given = order()
+    iso = make_restarting_installer(tmp_path / "iso", ["first\r\n", "second\r\n", "TINY finished\r\n"])
+    given = dataclasses.replace(given, medium={**given.medium, "path": str(iso)})
+    with pytest.raises(FactoryError, match=r"broke off: the VM went off .*: medium: first"):
+        _base_vm.ensure_base(given, Progress("base_vm"))
 
 
 def test_damaged_base_is_installed_again(order):
@@ -239,6 +276,8 @@ def test_foreign_domain_of_the_same_connection_is_not_touched(order):
     """Two installations at once, each with domains of its own: the failure of one leaves the other alone."""
     good = order()
     bad = order("FATAL ERROR\r\n", ends=False, image=f"other-{os.getpid()}")
+    # another medium, so that it is another base: of the same, one would wait for the other; and another image has logs of its own
+    bad = dataclasses.replace(bad, medium={**bad.medium, "sha256": "1" * 64}, directory=bad.directory / "bad")
     assert good.domain != bad.domain
     good = dataclasses.replace(good, medium={**good.medium, "path": str(make_installer(good.directory / "good", DONE))})
     results = []

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import types
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._virt_install imp
     Machine,
     Signs,
     Watch,
+    install,
     virt_install_argv,
 )
 
@@ -103,6 +106,59 @@ def test_a_foreign_architecture_is_emulated(monkeypatch, arch, builder, wanted, 
         return
     with pytest.raises(FactoryError, match="x: base_vm_accelerator: is kvm, which runs nothing for aarch64"):
         _base_vm._accelerator(order)
+
+
+def test_console_of_an_installer_that_restarts_is_not_begun_anew():
+    once, again = (argv(Machine(), Installation(Path("/m.iso"), "cdrom", reboots=reboots)) for reboots in (False, True))
+    assert value(once, "--serial") == "pty,log.file=/w/console.log,log.append=off"
+    assert value(again, "--serial") == "pty,log.file=/w/console.log,log.append=on"
+
+
+HEARD = """event SHUTDOWN at 1795309625.676855 for domain 'cloudimg-off': {"guest":true,"reason":"guest-shutdown"}
+event SHUTDOWN at 1795309625.690474 for domain 'cloudimg-off': {"guest":false,"reason":"host-signal"}
+event SHUTDOWN at 1795309684.580615 for domain 'cloudimg-again': {"guest":true,"reason":"guest-reset"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("domain", "why"), [("cloudimg-off", "guest-shutdown"), ("cloudimg-again", "guest-reset"), ("cloudimg", "")]
+)
+def test_restart_is_told_from_power_off(monkeypatch, tmp_path, domain, why):
+    """The lines are those of virsh 9.0 with QEMU 7.2."""
+    log = tmp_path / "events.log"
+    log.write_text(HEARD, "utf-8")
+    listener = subprocess.Popen(["sleep", "30"], start_new_session=True)
+    monkeypatch.setattr(_libvirt._cli, "spawn", lambda argv, **options: listener)
+    monkeypatch.setattr(_libvirt, "_TOLD_WITHIN", 0.2)
+    with _libvirt.Libvirt("test").shutdowns(log) as told:
+        assert told(domain) == why
+    assert listener.poll() is not None
+
+
+class OffLibvirt(_libvirt.Libvirt):
+    """A domain that is off, of which nothing was heard."""
+
+    def __init__(self) -> None:
+        super().__init__("test")
+
+    @contextlib.contextmanager
+    def shutdowns(self, log):
+        yield lambda domain: ""
+
+    def state(self, domain: str) -> str:
+        return "shut off (unknown)"
+
+
+def test_end_of_which_nothing_was_heard_is_no_success(watching, tmp_path):
+    with pytest.raises(FactoryError, match="went off, and QEMU did not tell whether it wanted to restart"):
+        install(
+            OffLibvirt(),
+            "cloudimg-x-base",
+            ["true"],
+            watching("FAI finished at: Sat\n"),
+            tmp_path / "log",
+            reboots=True,
+        )
 
 
 def test_session_hides_a_kvm_device_that_is_of_no_use(monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ mkdir -p /target/boot/efi
 if ! grep -q ' /target/boot/efi ' /proc/mounts; then
     # Booted by a BIOS: the installer made the partition, but neither its file system nor its place in fstab.
     in-target mkfs.vfat -n ESP "$esp"
-    in-target sfdisk --part-type /dev/vda "${esp#/dev/vda}" C12A7328-F81F-11D2-BA4B-00A0C93EC93B
+    in-target sfdisk --no-reread --no-tell-kernel --part-type /dev/vda "${esp#/dev/vda}" C12A7328-F81F-11D2-BA4B-00A0C93EC93B
     mount -t vfat "$esp" /target/boot/efi
     echo "UUID=$(in-target --pass-stdout blkid -s UUID -o value "$esp") /boot/efi vfat umask=0077,nofail 0 1" >> /target/etc/fstab
 fi

@@ -163,15 +163,35 @@ def test_a_template_of_the_users_with_a_mistake(tmp_path: Path) -> None:
     assert not (tmp_path / "answers").exists()
 
 
-def test_a_file_system_that_the_installer_does_not_make(tmp_path: Path) -> None:
-    system = {"distribution": "rocky", "version": "9"}
-    done = one_image(
-        tmp_path,
-        {
-            "image_os": system,
-            "image_medium": {**ISO, "family": "kickstart"},
-            "image_installer": {"filesystem": "btrfs"},
-        },
-    )
+@pytest.mark.parametrize(
+    ("system", "medium", "installer", "message"),
+    [
+        (
+            ("rocky", "9"),
+            {"family": "kickstart"},
+            {"filesystem": "btrfs"},
+            "image_installer.filesystem: rocky has no btrfs; use ext4 or xfs",
+        ),
+        (
+            ("arch", "1"),
+            {"family": "kickstart"},
+            {},
+            "image_os.distribution: the family kickstart is not known to install arch; use almalinux",
+        ),
+        (
+            ("windows", "2022"),
+            {"family": "autounattend", "drivers": {"path": "/x.iso", "checksum": "/SHA256SUMS"}},
+            {"timezone": "Antarctica/Troll"},
+            "image_installer.timezone: nothing is known of the name that Antarctica/Troll has in windows; use another",
+        ),
+    ],
+    ids=["filesystem", "distribution", "timezone"],
+)
+def test_what_the_installer_cannot_do_is_told_before_the_medium_is_fetched(
+    tmp_path: Path, system: tuple[str, str], medium: dict[str, object], installer: dict[str, str], message: str
+) -> None:
+    named = dict(zip(("distribution", "version"), system))
+    given = {"image_os": named, "image_medium": {**ISO, **medium}, "image_installer": installer}
+    done = one_image(tmp_path, given)
     assert done.returncode != 0
-    assert "image: image_installer.filesystem: rocky has no btrfs; use ext4 or xfs" in " ".join(done.stdout.split())
+    assert f"image: {message}" in " ".join(done.stdout.split())

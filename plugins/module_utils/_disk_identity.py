@@ -63,19 +63,29 @@ def _vdi(stream: t.BinaryIO, identity: uuid.UUID) -> None:
 
 
 def _vmdk(stream: t.BinaryIO, identity: uuid.UUID) -> None:
-    place, sectors = struct.unpack("<QQ", _at(stream, 28, 16))
-    text = _at(stream, place * 512, sectors * 512)
-    new, count = re.subn(rb"(?m)^CID=[0-9a-fA-F]{8}$", f"CID={cid(identity):08x}".encode(), text)
-    if count != 1 or len(new) != len(text):
+    # QEMU writes its random one without leading zeros.
+    text = _vmdk_text(stream)
+    new, count = re.subn(rb"(?m)^CID=[0-9a-fA-F]{1,8}$", f"CID={cid(identity):08x}".encode(), text)
+    if count != 1:
         raise ValueError("no CID")
-    _put(stream, place * 512, new)
+    _put_vmdk_text(stream, new)
 
 
 def _name_vmdk(stream: t.BinaryIO, before: str, name: str) -> None:
+    _put_vmdk_text(stream, _vmdk_text(stream).replace(f'"{before}"'.encode(), f'"{name}"'.encode()))
+
+
+def _vmdk_text(stream: t.BinaryIO) -> bytes:
+    """The descriptor that is embedded in a sparse extent."""
     place, sectors = struct.unpack("<QQ", _at(stream, 28, 16))
-    text = _at(stream, place * 512, sectors * 512).rstrip(b"\0")
-    new = text.replace(f'"{before}"'.encode(), f'"{name}"'.encode())
-    _put(stream, place * 512, new.ljust(sectors * 512, b"\0"))
+    return _at(stream, place * 512, sectors * 512).rstrip(b"\0")
+
+
+def _put_vmdk_text(stream: t.BinaryIO, text: bytes) -> None:
+    place, sectors = struct.unpack("<QQ", _at(stream, 28, 16))
+    if len(text) > sectors * 512:
+        raise ValueError("no room for its descriptor")
+    _put(stream, place * 512, text.ljust(sectors * 512, b"\0"))
 
 
 def cid(identity: uuid.UUID) -> int:

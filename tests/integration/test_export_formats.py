@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import struct
 import subprocess
 import typing as t
+import uuid
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from export_disks import SIZE, make_chain, members, names, request, run
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _descriptor,
+    _disk_identity,
     _qemu_img,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._digest import file_digests
@@ -117,6 +121,24 @@ def test_same_input_gives_same_bytes(made: Path, chain: Path, tmp_path: Path) ->
     for path in made.iterdir():
         if ".json" not in path.name:
             assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("number", [b"7", b"123abc", b"fedcba98"])
+def test_vmdk_gets_its_number_whatever_qemu_gave_it(tmp_path: Path, number: bytes) -> None:
+    """QEMU takes a random one, and writes it without leading zeros."""
+    disk = tmp_path / "x.vmdk"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "vmdk", disk, "8M"], check=True)
+    content = disk.read_bytes()
+    begin, size = (512 * sectors for sectors in struct.unpack("<QQ", content[28:44]))
+    text = re.sub(rb"\nCID=[0-9a-f]+\n", b"\nCID=%s\n" % number, content[begin : begin + size].rstrip(b"\0"))
+    disk.write_bytes(content[:begin] + text.ljust(size, b"\0") + content[begin + size :])
+    identity = uuid.UUID(int=0xABC)
+    _disk_identity.settle(disk, "vmdk", identity, name="y.vmdk")
+    written = disk.read_bytes()
+    assert written.count(b"\nCID=00000abc\n") == 1
+    assert b'"y.vmdk"' in written
+    assert len(written) == len(content)
+    subprocess.run(["qemu-img", "check", "-q", "-f", "vmdk", disk], check=True)
 
 
 def test_other_version_is_another_disk(made: Path, chain: Path, tmp_path: Path) -> None:

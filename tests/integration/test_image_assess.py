@@ -265,31 +265,14 @@ def test_a_qemu_that_does_not_start_says_why(request_for, tmp_path):
 
 @pytest.mark.full_build
 @pytest.mark.root
-def test_the_artifact_of_the_whole_build_passes(built_image, tmp_path):
-    request = _assess.Request(
-        image=f"built-{os.getpid()}",
-        version="1",
-        artifact=built_image,
-        format="qcow2",
-        directory=tmp_path,
-        user="debian",
-        grow=10 * 1024 * MIB,
-        boots=("bios-nocloud", "uefi-opennebula"),
-        accelerator="auto",
-        cpus=0,
-        memory=1024,
-        allowed_units=(),
-        allowed_ports=(),
-        lynis="no",
-        updates=True,
-        timeout=1800,
-    )
-    before = (file_digests(built_image, ["sha256"]), built_image.stat().st_mtime_ns)
-    progress = Progress("assess")
-    result = _assess.assess(request, progress)
-    assert result.changed
-    assert (file_digests(built_image, ["sha256"]), built_image.stat().st_mtime_ns) == before
-    report = result.extra["assessment"]
+def test_the_artifact_of_the_whole_build_passes(full_build):
+    """By what the stage assess of that build left: the artifact is not booted once more for this."""
+    factory, played = full_build
+    assert played.rc == 0, played.stdout[-3000:]
+    directory, build = factory.build("debian-12")
+    (artifact,) = build["stages"]["export"]["artifacts"]
+    assert file_digests(Path(artifact["path"]), ["sha256"])["sha256"] == artifact["checksums"]["sha256"]
+    report = json.loads((directory / "assess.json").read_text(encoding="utf-8"))
     assert report["verdict"] == "pass"
     assert [check for check in report["checks"] if not check["ok"]] == []
     nocloud, opennebula = report["boots"]
@@ -303,19 +286,12 @@ def test_the_artifact_of_the_whole_build_passes(built_image, tmp_path):
     for name in ("machine_id", "dhcp_client_id"):
         assert nocloud["facts"][name] != opennebula["facts"][name]
     assert not set(nocloud["facts"]["host_keys"]) & set(opennebula["facts"]["host_keys"])
-    secant = ET.parse(tmp_path / "secant.xml")
+    secant = ET.parse(directory / "secant.xml")
     assert secant.findtext("OUTCOME") == "OK"
     outcomes = {check.findtext("TEST_ID"): check.findtext("OUTCOME") for check in secant.iterfind("LOG/CHECK")}
-    assert {name: outcomes[name] for name in ("OPEN_PORTS", "NTP_AMP", "SSH_AUTH")} == {
-        **{"OPEN_PORTS": "OK", "NTP_AMP": "OK", "SSH_AUTH": "OK"}
-    }
-    assert outcomes["SSH_PASSWD"] == outcomes["LYNIS_TEST"] == "SKIPPED"
+    assert [outcomes[name] for name in ("OPEN_PORTS", "NTP_AMP", "SSH_AUTH")] == ["OK"] * 3
+    assert outcomes["SSH_PASSWD"] == "SKIPPED"
+    assert outcomes["LYNIS_TEST"] in ("OK", "SKIPPED")  # it takes too long where guests are emulated
     assert outcomes["PAKITI_TEST"] in ("OK", "SKIPPED")  # without a mirror in reach, it cannot tell
-    assert ET.parse(tmp_path / "assess.xml").getroot().get("failures") == "0"
-    assert names(tmp_path) == [
-        *("assess.json", "assess.xml"),
-        *logs("bios-nocloud", "uefi-opennebula"),
-        "secant.xml",
-    ]
-    assert machines(request.image) == []
-    assert not _assess.assess(request, progress).changed
+    assert ET.parse(directory / "assess.xml").getroot().get("failures") == "0"
+    assert set(logs("bios-nocloud", "uefi-opennebula")) <= set(names(directory))

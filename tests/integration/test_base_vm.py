@@ -148,6 +148,7 @@ def test_installer_that_restarts_is_watched_to_its_end(order, tmp_path):
     assert gone(given)
 
 
+@pytest.mark.slow
 def test_installer_that_restarts_too_early_has_failed(order, tmp_path):
     """Where the family's installers do not restart, that is their end, and it is judged as one."""
     given = order()
@@ -157,6 +158,7 @@ def test_installer_that_restarts_too_early_has_failed(order, tmp_path):
         _base_vm.ensure_base(given, Progress("base_vm"))
 
 
+@pytest.mark.slow
 def test_damaged_base_is_installed_again(order):
     given = order()
     base = Path(_base_vm.ensure_base(given, Progress("base_vm")).extra["base"]["path"])
@@ -179,7 +181,10 @@ def test_damaged_base_is_installed_again(order):
             {"inactivity": 25},
             "neither the console nor the disk moved for 25 s; .* Partitioning",
         ),
-        ("Partitioning\r\n", False, {"timeout": 40}, "the installer did not end within 40 s; .*: Partitioning"),
+        pytest.param(
+            *("Partitioning\r\n", False, {"timeout": 40}, "the installer did not end within 40 s; .*: Partitioning"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_failed_installation_says_why_and_leaves_nothing(order, says, ends, changes, message):
@@ -272,6 +277,7 @@ def test_kept_failure_can_be_attached_to_and_removed(order):
     assert gone(given)
 
 
+@pytest.mark.slow
 def test_foreign_domain_of_the_same_connection_is_not_touched(order):
     """Two installations at once, each with domains of its own: the failure of one leaves the other alone."""
     good = order()

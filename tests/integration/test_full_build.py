@@ -108,6 +108,7 @@ def test_check_mode_of_an_image_with_one_package_more_tells_what_would_happen(fu
     assert len(factory.builds("debian-12")) == 1
 
 
+@pytest.mark.slow  # a second assessment; what is built anew, test_guest_stages shows without one
 def test_one_package_more_makes_no_new_installation(full_build):
     factory, first = full_build
     assert first.rc == 0
@@ -176,6 +177,7 @@ def stranger(built_image, tmp_path):
     machine.wait()
 
 
+@pytest.mark.slow  # one machine more; the assessment of the build logs in as well
 def test_the_key_of_a_stranger_logs_in(stranger):
     deadline = time.monotonic() + 600
     while True:

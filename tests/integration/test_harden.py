@@ -61,6 +61,7 @@ def test_a_score_that_is_too_low(site):
 
 
 @pytest.mark.skipif(_audit_lynis.pack() is None, reason="needs Lynis")
+@pytest.mark.slow
 def test_scores_are_kept_with_the_layer_and_nothing_else(site):
     played = site.play(harden_score=True)
     assert played.rc == 0, played.output[-3000:]

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
-import importlib
 import typing as t
-from xml.etree import ElementTree
+
+from ansible_collections.cloudimg.factory.plugins.module_utils import _libraries, _xml
+from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 MAPPINGS = frozenset({"autoinstall", "agama"})
 """The families whose answer file is a mapping, into which that of the user is merged."""
@@ -33,7 +34,7 @@ def check_extra(family: str, extra: str, wrong: t.Callable[[str, str], t.NoRetur
 
 def _check_mapping(family: str, extra: str, wrong: t.Callable[[str, str], t.NoReturn]) -> None:
     # Definitions are checked on the controller, where Ansible brings it; not where modules run.
-    yaml: t.Any = importlib.import_module("yaml")
+    yaml: t.Any = _libraries.need("yaml")
     try:
         found = yaml.safe_load(extra)
     except yaml.YAMLError as exc:
@@ -48,9 +49,10 @@ def _check_mapping(family: str, extra: str, wrong: t.Callable[[str, str], t.NoRe
 
 def _check_elements(family: str, extra: str, wrong: t.Callable[[str, str], t.NoReturn]) -> None:
     try:
-        root = ElementTree.fromstring(ELEMENTS[family].format(extra))
-    except ElementTree.ParseError as exc:
-        wrong(f"is no XML: {exc.msg.partition(':')[0]}", "close each element, and write & as &amp;")
+        root = _xml.parse(ELEMENTS[family].format(extra).encode(), family)
+    except FactoryError as exc:
+        # Its line and column are those within the element around it.
+        wrong(exc.problem.partition(": line ")[0], "close each element, and write & as &amp;")
     if any(text and text.strip() for text in (root.text, *(child.tail for child in root))):
         wrong("has text outside of an element", "put it into one")
     for child in root if family == "autounattend" else ():

@@ -238,7 +238,7 @@ def install(
         )
     if off == _RESTART:
         libvirt.virsh("start", domain)
-        while libvirt.state(domain) and not libvirt.state(domain).startswith("shut off"):
+        while (state := libvirt.state(domain)) and not state.startswith("shut off"):
             watch.tick()
             time.sleep(1.0)
     watch.finish(libvirt.state(domain) or "crashed")

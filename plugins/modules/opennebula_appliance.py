@@ -461,12 +461,7 @@ def work(module: AnsibleModule) -> Result:
 
 def main() -> None:
     """The module."""
-    run_module(
-        SPEC,
-        work,
-        required_if=REQUIRED,
-        mutually_exclusive=[("descriptor", "descriptors")],
-    )
+    run_module(SPEC, work, required_if=REQUIRED, mutually_exclusive=[("descriptor", "descriptors")])
 
 
 if __name__ == "__main__":

@@ -174,41 +174,23 @@ def test_retry_after_is_kept(status: int, site: Site, server: GlanceServer) -> N
 
 def test_the_server_is_killed_half_way(site: Site, server: GlanceServer) -> None:
     state = wanted(site)
-    with DroppingProxy(server.port) as proxy:
+    # The proxy holds the data back, so that Glance is in the middle of them when it dies.
+    with DroppingProxy(server.port, rate=40960) as proxy:
         site.clouds(proxy.url)
-        # The proxy holds the rest back, so that Glance is in the middle of it when it dies.
         results: list[Done] = []
         path = str(site.build("1"))
-        with mock.patch.object(DroppingProxy, "_pass", _slow()):
-            thread = threading.Thread(target=lambda: results.append(site.run(descriptor=path)))
-            thread.start()
-            while not [image for image in server.images() if image["status"] == "saving"]:
-                assert thread.is_alive()
-                time.sleep(0.1)
-            server.stop(kill=True)
-            thread.join()
+        thread = threading.Thread(target=lambda: results.append(site.run(descriptor=path)))
+        thread.start()
+        while not [image for image in server.images() if image["status"] == "saving"]:
+            assert thread.is_alive()
+            time.sleep(0.1)
+        server.stop(kill=True)
+        thread.join()
         server.start()
     assert results[0].failed and "; " in results[0].msg and server.visible() == []
     site.clouds(server.url)
     assert [image["status"] for image in server.images()] == ["saving"], "the dead server has left it so"
     mended(site, state)
-
-
-def _slow() -> t.Any:
-    """Pass data slowly, on whichever connection they come; requests without data are as quick as ever."""
-    whole = DroppingProxy._pass
-
-    def passed(source: t.Any, target: t.Any, record: t.Any, name: str, *more: t.Any) -> bool:
-        if name != "request":
-            return whole(source, target, record, name, *more)
-        while data := source.recv(4096):
-            record.request += len(data)
-            target.sendall(data)
-            if record.request > 16384:
-                time.sleep(0.1)
-        return False
-
-    return staticmethod(passed)
 
 
 def test_data_that_were_changed_on_the_way(site: Site, server: GlanceServer) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import subprocess
 import typing as t
@@ -81,3 +82,14 @@ class Signer:
         base = ["gpg", "--homedir", str(self._home), "--batch", "--yes", "--quiet", "--pinentry-mode", "loopback"]
         done = subprocess.run([*base, "--passphrase", "", *argv], input=data, check=True, capture_output=True)
         return done.stdout
+
+
+@contextlib.contextmanager
+def two_signers(folder: Path) -> t.Iterator[tuple[Signer, Signer]]:
+    """The vendor's key, and that of somebody else."""
+    pair = Signer(folder / "vendor"), Signer(folder / "other", "Other")
+    try:
+        yield pair
+    finally:
+        for signer in pair:
+            signer.close()

@@ -18,7 +18,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._media_check impo
 from ansible_collections.cloudimg.factory.plugins.module_utils._origins import Definition, FileOrigin
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.tests.tools.media_server import MediaServer
-from ansible_collections.cloudimg.factory.tests.tools.vendor import Signer, make_iso, sha256
+from ansible_collections.cloudimg.factory.tests.tools.vendor import Signer, make_iso, sha256, two_signers
 
 NAME = "debian-12.11.0-amd64-netinst.iso"
 FOLDER = "/cdimage/12.11.0/amd64/iso-cd/"
@@ -65,11 +65,8 @@ def iso(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def signers(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[tuple[Signer, Signer]]:
-    folder = tmp_path_factory.mktemp("gpg")
-    pair = Signer(folder / "vendor"), Signer(folder / "other", "Other")
-    yield pair
-    for signer in pair:
-        signer.close()
+    with two_signers(tmp_path_factory.mktemp("gpg")) as pair:
+        yield pair
 
 
 @pytest.fixture

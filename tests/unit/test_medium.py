@@ -21,7 +21,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._origins import D
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 from ansible_collections.cloudimg.factory.plugins.module_utils._state import Workspace
 from ansible_collections.cloudimg.factory.tests.tools.media_server import MediaServer
-from ansible_collections.cloudimg.factory.tests.tools.vendor import Signer, make_iso, sha256, sums
+from ansible_collections.cloudimg.factory.tests.tools.vendor import Signer, make_iso, sha256, sums, two_signers
 
 
 class Site:
@@ -83,11 +83,8 @@ def isos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def signers(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[tuple[Signer, Signer]]:
-    folder = tmp_path_factory.mktemp("gpg")
-    pair = Signer(folder / "vendor"), Signer(folder / "other", "Other")
-    yield pair
-    for signer in pair:
-        signer.close()
+    with two_signers(tmp_path_factory.mktemp("gpg")) as pair:
+        yield pair
 
 
 @pytest.fixture

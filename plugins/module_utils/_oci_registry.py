@@ -252,9 +252,18 @@ class Repository:
     def put(self, reference: str, found: Found) -> bool:
         """Have a manifest under a tag or its digest (one PUT); whether the registry itself notes whose referrer it is."""
         headers = {"Content-Type": found.media_type}
-        reply = self.request(
-            "PUT", f"manifests/{reference}", headers=headers, body=found.data, accept=(201,), repeat=True
-        )
+        waits = list(self._delays)
+        while True:
+            try:
+                reply = self.request(
+                    "PUT", f"manifests/{reference}", headers=headers, body=found.data, accept=(201,), repeat=True
+                )
+                break
+            except Answered as exc:
+                # docker-registry writes its links in place: while another publisher of the same blob does, it is not known.
+                if not waits or "MANIFEST_BLOB_UNKNOWN" not in exc.reply.text:
+                    raise
+                self.http.pause(waits.pop(0))
         said = reply.headers.get("Docker-Content-Digest", "")
         if said and said != found.digest:
             raise FactoryError(

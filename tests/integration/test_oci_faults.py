@@ -27,6 +27,8 @@ from ansible_collections.cloudimg.factory.tests.tools.dropping_proxy import Drop
 from ansible_collections.cloudimg.factory.tests.tools.registry_server import Fault, Front, Registry
 
 DATA = os.urandom(1_500_000)
+LONGER = (0.1, 0.5, 1.0, 2.0)
+"""Of faults that are real ones, and over after a while."""
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +331,7 @@ def test_a_registry_that_cannot_store(tmp_path: Path, waits: list[float]) -> Non
 def test_two_publishers_of_the_same_build(tmp_path: Path, front: Front) -> None:
     descriptor = make_build(tmp_path / "one", data=DATA)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    sites = [Site(tmp_path, front.url, {"repository": "race/same"}) for _number in range(2)]
+    sites = [Site(tmp_path, front.url, {"repository": "race/same"}, delays=LONGER) for _number in range(2)]
     builds = [tmp_path / name / "descriptor.json" for name in ("one", "two")]
     failures: list[FactoryError | None] = []
     threads = [
@@ -347,9 +349,23 @@ def test_two_publishers_of_the_same_build(tmp_path: Path, front: Front) -> None:
     assert not sites[1].present(descriptor).changed
 
 
+def test_a_blob_that_another_publisher_links_at_the_same_moment(site: Site, front: Front, waits: list[float]) -> None:
+    """docker-registry 2.8 says so of a blob whose link is just being written anew."""
+    errors = (
+        b'{"errors":[{"code":"DIGEST_INVALID"},{"code":"MANIFEST_BLOB_UNKNOWN","message":"blob unknown to registry"}]}'
+    )
+    front.faults.append(Fault("PUT", "/manifests/", 400, times=2, body=errors))
+    site.present(site.build(data=DATA))
+    whole(site)
+    assert waits == list(site.delays)
+    front.faults.append(Fault("PUT", "/manifests/", 400, times=100, body=errors))
+    failure = attempt(site, site.build("1.1", data=DATA[::-1]))
+    assert failure and "MANIFEST_BLOB_UNKNOWN" in str(failure)
+
+
 def test_two_publishers_of_two_versions(tmp_path: Path, front: Front) -> None:
     builds = [make_build(tmp_path / version, version, data=DATA + version.encode()) for version in ("1.0", "1.1")]
-    site = Site(tmp_path, front.url, {"repository": "race/versions"})
+    site = Site(tmp_path, front.url, {"repository": "race/versions"}, delays=LONGER)
     threads = [threading.Thread(target=attempt, args=(site, build)) for build in builds]
     for thread in threads:
         thread.start()

@@ -38,15 +38,20 @@ _SECTOR = 512
 
 @dataclasses.dataclass
 class Row:
-    """What became of one volume; bytes. ``used`` is None where its file system does not tell."""
+    """What became of one volume; bytes. ``used`` is None where its file system does not tell, C(name) is a logical volume's."""
 
     number: int
+    name: str
     fstype: str
     size: int
     before: int
     used: int | None = None
     after: int = 0
     skipped: str | None = None
+
+    @property
+    def known_as(self) -> int | str:
+        return self.name or self.number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +100,13 @@ def _told(path: Path, rows: t.Sequence[Row], before: int, after: int) -> Result:
     ratio = round(taken / used, 3) if used else None
     result.extra = {"before": before, "after": after, "used": used, "ratio": ratio, "target": TARGET}
     result.extra["volumes"] = [dataclasses.asdict(row) for row in rows]
-    kept = [f"volume {row.number} ({row.fstype or 'unknown'}): {row.skipped}" for row in rows if row.skipped]
+    kept = [f"volume {row.known_as} ({row.fstype or 'unknown'}): {row.skipped}" for row in rows if row.skipped]
     result.extra["notes"] = kept
     if before - after >= _WORTH:
         result.act(f"compact {path}: {before >> 20} → {after >> 20} MiB")
     result.diff = {
-        "before": {"path": str(path), "allocated": before, "volumes": {row.number: row.before for row in rows}},
-        "after": {"path": str(path), "allocated": after, "volumes": {row.number: row.after for row in rows}},
+        "before": {"path": str(path), "allocated": before, "volumes": {row.known_as: row.before for row in rows}},
+        "after": {"path": str(path), "allocated": after, "volumes": {row.known_as: row.after for row in rows}},
     }
     return result
 
@@ -204,7 +209,7 @@ def _look(disk: Path, repair: bool, progress: Progress) -> list[Row]:
     rows = []
     for volume in _partitions.volumes(disk):
         progress.report()
-        row = Row(volume.number, volume.fstype, volume.size, _trim.allocated_in(disk, volume))
+        row = Row(volume.number, volume.name, volume.fstype, volume.size, _trim.allocated_in(disk, volume))
         row.after = row.before
         row.skipped = _trim.unsupported(volume)
         if not row.skipped and _trim.is_unclean(disk, volume) and not repair:
@@ -216,12 +221,10 @@ def _look(disk: Path, repair: bool, progress: Progress) -> list[Row]:
 
 
 def _trim_all(disk: Path, rows: t.Sequence[Row], repair: bool, progress: Progress) -> None:
-    volumes = {volume.number: volume for volume in _partitions.volumes(disk)}
-    for row in rows:
+    for row, volume in zip(rows, _partitions.volumes(disk)):
         if row.skipped:
             continue
-        volume = volumes[row.number]
-        progress.phase(f"trimming volume {volume.number} ({volume.fstype})")
+        progress.phase(f"trimming volume {row.known_as} ({volume.fstype})")
         if volume.fstype in _partitions.EXT:
             if volume.offset and _trim.is_unclean(disk, volume):
                 _trim.repair_apart(disk, volume, progress)

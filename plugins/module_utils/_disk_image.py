@@ -288,7 +288,7 @@ def refuse_loss(path: Path, fmt: str, size: int) -> None:
         for volume in _partitions.volumes(head):
             if volume.number == 0 and not volume.fstype:
                 continue
-            what = f"partition {volume.number}" if volume.number else f"its file system ({volume.fstype})"
+            what = volume.title if volume.number else f"its file system ({volume.fstype})"
             if volume.offset + volume.size > size:
                 raise FactoryError(f"{what} would be cut off at {size} bytes", where=str(path), key="size", mend=mend)
         overlay = Path(folder, "cut.qcow2")

@@ -89,6 +89,8 @@ def contents(
     with _disk_chain.raw_view(links, work_dir) as raw:
         found.table, found.volumes = _partitions.table_of(raw), _partitions.volumes(raw)
         found.boot = _boot_mode(raw, found)
+        for physical in (volume for volume in found.volumes if volume.fstype == _partitions.LVM):
+            found.notes += [f"{name or physical.title}: {why}" for name, why in _partitions.out_of_reach(raw, physical)]
         candidates = [volume for volume in found.volumes if volume.fstype in _partitions.FILE_SYSTEMS]
         if not candidates:
             seen = ", ".join(sorted({volume.fstype for volume in found.volumes if volume.fstype}))

@@ -42,7 +42,8 @@ class Layout:
         """For a module's result and the records."""
         return {
             "root": _dump(self.root),
-            "volumes": [_dump(volume) for volume in self.volumes if volume.uuid],
+            # What its fstab may call by the number of a partition.
+            "volumes": [_dump(volume) for volume in self.volumes if volume.uuid and not volume.name],
             "bios": self.bios,
             "uefi": self.uefi,
         }
@@ -69,7 +70,10 @@ def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
     :raises FactoryError: there is no root file system that the stages after this one can work on, or it is damaged.
     """
     found = _partitions.volumes(raw)
-    root = _root(found, where, key)
+    hidden = [
+        row for volume in found if volume.fstype == _partitions.LVM for row in _partitions.out_of_reach(raw, volume)
+    ]
+    root = _root(found, hidden, where, key)
     warnings = [
         line for volume in found if volume.fstype in _partitions.EXT for line in _repair(raw, volume, where, key, tick)
     ]
@@ -77,6 +81,7 @@ def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
         bios = any(stream.read(_partitions.BOOT_CODE))
     system = [volume for volume in found if volume.kind in _partitions.ESP and volume.fstype == "vfat"]
     uefi = any(_esp.programs(raw, volume) for volume in system)
+    warnings += [f"{name or 'LVM'} is left as it is: {why}" for name, why in hidden]
     warnings += _unsuitable(raw, found, root)
     warnings += [line for volume in system if (line := _esp.make_findable(raw, volume))]
     if not (bios or uefi):
@@ -86,17 +91,27 @@ def look(raw: Path, where: str, key: str, tick: Tick) -> Layout:
     return Layout(root, tuple(found), bios, uefi, tuple(warnings))
 
 
-def _root(found: t.Sequence[_partitions.Volume], where: str, key: str) -> _partitions.Volume:
-    if any(volume.fstype in _partitions.FILE_SYSTEMS for volume in found):
+def _root(
+    found: t.Sequence[_partitions.Volume], hidden: t.Sequence[tuple[str, str]], where: str, key: str
+) -> _partitions.Volume:
+    """The root file system.
+
+    :param hidden: name of each logical volume that cannot be worked on, and why.
+    """
+    lost = next((row for row in hidden if _partitions.is_root_name(row[0])), None)
+    if not lost and any(volume.fstype in _partitions.FILE_SYSTEMS for volume in found):
         return _partitions.root_of(found, Path(where))
     kinds = sorted({volume.fstype for volume in found if volume.fstype})
-    named = {"LVM2_member": "LVM", "crypto_LUKS": "encrypted", "linux_raid_member": "RAID"}
+    named = {_partitions.LVM: "LVM", "crypto_LUKS": "encrypted", "linux_raid_member": "RAID"}
     seen = ", ".join(named.get(kind, kind) for kind in kinds) or "nothing that blkid knows"
+    reasons = [lost] if lost else hidden
+    seen += "".join(f"; {name or 'LVM'}: {why}" for name, why in reasons)
     raise FactoryError(
         f"has no root file system that the factory can work on (it has {seen})",
         where=where,
         key=key,
-        mend=f"give a disk with its root on a plain partition with {', '.join(_partitions.FILE_SYSTEMS)}",
+        mend="give a disk with its root on a partition, or on a logical volume in one piece, with "
+        + ", ".join(_partitions.FILE_SYSTEMS),
     )
 
 
@@ -114,30 +129,28 @@ def _repair(raw: Path, volume: _partitions.Volume, where: str, key: str, tick: T
     if done.rc & ~3:
         said = _cli.tail(done.stdout + done.stderr, 3).replace(place, "the disk")
         raise FactoryError(
-            f"its file system ({_name(volume)}) is damaged: {said}",
+            f"its file system ({volume.title}) is damaged: {said}",
             where=where,
             key=key,
             mend="run fsck where it comes from, or import it while that machine is off",
         )
-    return [f"the file system on {_name(volume)} was not in order (in use, or not unmounted): e2fsck has mended it"]
+    return [f"the file system on {volume.title} was not in order (in use, or not unmounted): e2fsck has mended it"]
 
 
 def _unsuitable(raw: Path, found: t.Sequence[_partitions.Volume], root: _partitions.Volume) -> list[str]:
     """What the image guidelines of EGI advise against: LVM, swap, a separate /boot, a root that cannot grow."""
     warnings = []
     for volume in found:
-        if volume.fstype == "LVM2_member":
-            warnings.append(f"{_name(volume)} is LVM, of which nothing is mounted or grown")
+        if volume.fstype == _partitions.LVM:
+            warnings.append(f"{volume.title} is LVM, which does not grow with the disk of a cloud's machine")
         elif volume.fstype == "swap" or volume.kind in _SWAP:
-            warnings.append(f"{_name(volume)} is swap, which wastes space in every copy of the image")
+            warnings.append(f"{volume.title} is swap, which wastes space in every copy of the image")
     boot = _separate_boot(raw, found, root)
     if boot:
-        warnings.append(f"{_name(boot)} is a separate /boot, which does not grow with its kernels")
+        warnings.append(f"{boot.title} is a separate /boot, which does not grow with its kernels")
     behind = [volume for volume in found if volume.offset > root.offset and volume.kind not in _EXTENDED]
-    if behind:
-        warnings.append(
-            f"the root ({_name(root)}) is not the last on the disk ({_name(behind[-1])} is): it cannot grow"
-        )
+    if behind and not root.name:
+        warnings.append(f"the root ({root.title}) is not the last on the disk ({behind[-1].title} is): it cannot grow")
     if root.number == 0:
         warnings.append("the disk has no partitions, so that most boot loaders have no place on it")
     return warnings
@@ -155,13 +168,10 @@ def _separate_boot(
             return told[0]
         others = [volume for volume in others if volume.kind == _XBOOTLDR]
     # Without a look into it: what is small and before the root, as all installers make it.
-    small = (v for v in others if v.kind == _XBOOTLDR or (v.size <= _LARGEST_BOOT and v.offset < root.offset))
+    plain = [volume for volume in others if not volume.name]
+    small = (v for v in plain if v.kind == _XBOOTLDR or (v.size <= _LARGEST_BOOT and v.offset < root.offset))
     return next(small, None)
 
 
 def _dump(volume: _partitions.Volume) -> dict[str, t.Any]:
-    return {"partition": volume.number, "fstype": volume.fstype, "uuid": volume.uuid}
-
-
-def _name(volume: _partitions.Volume) -> str:
-    return f"partition {volume.number}" if volume.number else "the whole disk"
+    return {"partition": volume.number, "name": volume.name, "fstype": volume.fstype, "uuid": volume.uuid}

@@ -13,7 +13,7 @@ import struct
 import typing as t
 from pathlib import Path, PurePosixPath
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _cli
+from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _lvm
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 
 FILE_SYSTEMS = ("ext4", "ext3", "ext2", "xfs", "btrfs")
@@ -25,6 +25,9 @@ EXT = ("ext2", "ext3", "ext4")
 ESP = ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ef")
 """What kind an EFI system partition is, in a GPT and in an MBR."""
 
+LVM = "LVM2_member"
+"""What blkid calls a physical volume."""
+
 BOOT_CODE = 440
 """Bytes of a disk's first sector that are for a boot loader."""
 
@@ -33,12 +36,17 @@ _ROOT_TYPES = (
     "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",  # x86-64, by the Discoverable Partitions Specification
     "b921b045-1df0-41c3-af44-4c6f280d3fae",  # arm64
 )
+_ROOT_NAME = re.compile(r"(?i).*/(?:lv|vol)?[-_]?(?:root|slash|ubuntu-lv)[-_]?(?:lv|vol)?\d*")
 _BY_NUMBER = re.compile(r"/dev/(?:[vsh]d|xvd)[a-z]+(\d+)|/dev/(?:nvme\d+n|mmcblk)\d+p(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """A file system: a partition, or a whole disk (number 0). Offset and size are in bytes."""
+    """A file system: a partition, a whole disk (number 0), or a logical volume on one of them. Offset and size are in bytes.
+
+    :ivar name: C(group/volume) of a logical volume, else empty.
+    :ivar devices: how the system on the disk calls a logical volume.
+    """
 
     number: int
     offset: int
@@ -48,6 +56,15 @@ class Volume:
     label: str = ""
     uuid: str = ""
     partuuid: str = ""
+    name: str = ""
+    devices: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        if self.name:
+            return f"logical volume {self.name}"
+        return f"partition {self.number}" if self.number else "the whole disk"
 
 
 def table_of(disk: Path) -> str | None:
@@ -56,7 +73,15 @@ def table_of(disk: Path) -> str | None:
 
 
 def volumes(disk: Path) -> list[Volume]:
-    """What is on a raw disk, with the file systems that blkid recognises."""
+    """What is on a raw disk, with the file systems that blkid recognises.
+
+    Behind a physical volume of LVM come its logical volumes, as far as they are in one piece.
+    """
+    found = _on_disk(disk)
+    return [each for volume in found for each in (volume, *(_logical(disk, volume) if volume.fstype == LVM else []))]
+
+
+def _on_disk(disk: Path) -> list[Volume]:
     known = _probe(disk)
     if "PTTYPE" not in known:
         return [_named(Volume(0, 0, disk.stat().st_size), known)]
@@ -74,6 +99,33 @@ def volumes(disk: Path) -> list[Volume]:
         )
         found.append(_named(volume, _probe(disk, volume)))
     return found
+
+
+def _logical(disk: Path, physical: Volume) -> list[Volume]:
+    try:
+        rows = _lvm.logical_volumes(disk, physical.offset, physical.size)
+    except _lvm.Damaged:
+        return []
+    found = [
+        Volume(physical.number, row.offset, row.size, name=row.name, devices=row.devices)
+        for row in rows
+        if not row.problem
+    ]
+    return [_named(volume, _probe(disk, volume)) for volume in found]
+
+
+def out_of_reach(disk: Path, physical: Volume) -> list[tuple[str, str]]:
+    """The logical volumes on a physical one that are not among :func:`volumes`: the name of each, and why."""
+    try:
+        rows = _lvm.logical_volumes(disk, physical.offset, physical.size)
+    except _lvm.Damaged as exc:
+        return [("", str(exc))]
+    return [(row.name, row.problem) for row in rows if row.problem]
+
+
+def is_root_name(name: str) -> bool:
+    """Whether installers call the logical volume with the root so (that of /home may be larger)."""
+    return bool(_ROOT_NAME.fullmatch(name))
 
 
 def ext_device(raw: Path, volume: Volume) -> str:
@@ -115,7 +167,7 @@ def _named(volume: Volume, known: t.Mapping[str, str]) -> Volume:
 
 
 def root_of(found: t.Sequence[Volume], disk: Path) -> Volume:
-    """The root file system: on a partition of that type, or else on the largest one with a Linux file system.
+    """The root file system: on a partition of that type, a logical volume of that name, or else the largest Linux file system.
 
     :raises FactoryError: there is none.
     """
@@ -127,7 +179,10 @@ def root_of(found: t.Sequence[Volume], disk: Path) -> Volume:
             where=str(disk),
             mend="install on a plain partition with ext4 or xfs, or set image_connection to ssh",
         )
-    return max(candidates, key=lambda volume: (volume.kind in _ROOT_TYPES, volume.size))
+    return max(
+        candidates,
+        key=lambda volume: (volume.kind in _ROOT_TYPES, is_root_name(volume.name), volume.size),
+    )
 
 
 def mounts(fstab: str, found: t.Sequence[Volume], root: Volume) -> list[tuple[Volume, PurePosixPath]]:
@@ -159,5 +214,5 @@ def _by_source(source: str, found: t.Sequence[Volume]) -> Volume | None:
     number = _BY_NUMBER.fullmatch(source)
     if number:
         wanted = int(number.group(1) or number.group(2))
-        return next((volume for volume in found if volume.number == wanted), None)
-    return None
+        return next((volume for volume in found if volume.number == wanted and not volume.name), None)
+    return next((volume for volume in found if source in volume.devices), None)

@@ -58,6 +58,8 @@ def unsupported(volume: _partitions.Volume) -> str | None:
         return None
     if not volume.fstype:
         return "nothing that is known is on it"
+    if volume.fstype == _partitions.LVM:
+        return "its logical volumes are looked at one by one; what belongs to none of them stays as it is"
     return f"free space of {volume.fstype} is not known here"
 
 
@@ -85,7 +87,7 @@ def ext_used(disk: Path, volume: _partitions.Volume) -> int:
 
 def unclean(disk: Path, volume: _partitions.Volume, why: str) -> FactoryError:
     return FactoryError(
-        f"the file system {volume.fstype} of volume {volume.number} is not clean: {why}",
+        f"the file system {volume.fstype} of {volume.title} is not clean: {why}",
         where=str(disk),
         mend="boot it once and shut it down, or set repair",
     )
@@ -152,7 +154,7 @@ def _copy_data(source: t.BinaryIO, start: int, target: t.BinaryIO, at: int, size
 
 def _beyond_repair(disk: Path, volume: _partitions.Volume, done: _cli.Completed) -> FactoryError:
     return FactoryError(
-        f"the file system of volume {volume.number} cannot be repaired: {_cli.tail(done.stdout + done.stderr, 2)}",
+        f"the file system of {volume.title} cannot be repaired: {_cli.tail(done.stdout + done.stderr, 2)}",
         where=str(disk),
         mend="restore the disk from where it comes",
     )

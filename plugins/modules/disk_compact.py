@@ -106,12 +106,15 @@ target:
   type: float
   sample: 1.05
 volumes:
-  description: Each volume with its number, file system, and the bytes of its size, taken before and after, and used.
+  description:
+    - Each volume with its number, file system, and the bytes of its size, taken before and after, and used.
+    - C(name) is that of a logical volume, else empty.
   returned: success
   type: list
   elements: dict
   sample:
-    - {number: 1, fstype: ext4, size: 8587837440, before: 4294967296, after: 1731198976, used: 1731198976, skipped: null}
+    - {number: 1, name: '', fstype: ext4, size: 8587837440, before: 4294967296, after: 1731198976, used: 1731198976,
+       skipped: null}
 notes:
   description: Which volumes stayed as they were, and why.
   returned: success

@@ -156,13 +156,16 @@ disk:
       type: str
       sample: gpt
     volumes:
-      description: The partitions, or the whole disk as number 0, with what is on them. Sizes and offsets are in bytes.
+      description:
+        - The partitions, or the whole disk as number 0, with what is on them. Sizes and offsets are in bytes.
+        - Behind a physical volume of LVM come its logical volumes, as far as they are in one piece, by C(name), C(group/volume);
+          C(devices) is how the system on the disk calls them.
       returned: when O(contents=true)
       type: list
       elements: dict
       sample:
         - {number: 1, offset: 1048576, size: 8587837440, fstype: ext4, label: root, kind: 4f68bce3-e8cd-4db1-96e7-fbcaf984b709,
-           uuid: 5a0dd4ab-5a4c-4ae7-9d55-a1a5a3e7d9a8, partuuid: 0b9a4b4e-8a5e-4bd6-a3d4-0a6a2f7a5d43}
+           uuid: 5a0dd4ab-5a4c-4ae7-9d55-a1a5a3e7d9a8, partuuid: 0b9a4b4e-8a5e-4bd6-a3d4-0a6a2f7a5d43, name: "", devices: []}
     boot:
       description:
         - The firmware that can boot it, V(bios), V(uefi), V(both) or V(none), as far as its partitions tell. UEFI takes an EFI

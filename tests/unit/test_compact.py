@@ -212,7 +212,7 @@ def test_what_was_not_unmounted_is_refused_or_repaired_if_asked(dirty):
     unclean(dirty)
     before = dirty.read_bytes()
     with pytest.raises(
-        FactoryError, match=r"ext4 of volume 1 is not clean: it was not unmounted; boot it once"
+        FactoryError, match=r"ext4 of partition 1 is not clean: it was not unmounted; boot it once"
     ) as caught:
         run(dirty)
     assert "\n" not in str(caught.value)
@@ -227,7 +227,7 @@ def test_what_was_not_unmounted_is_refused_or_repaired_if_asked(dirty):
 def test_errors_that_the_superblock_does_not_tell_are_found(dirty):
     debugfs(dirty, "clri live")  # its name and its blocks stay behind
     before = dirty.read_bytes()
-    with pytest.raises(FactoryError, match=r"ext4 of volume 1 is not clean: .*; boot it once and shut it down, or set"):
+    with pytest.raises(FactoryError, match=r"ext4 of partition 1 is not clean: .*; boot it once and shut it down, or set"):
         run(dirty)
     assert dirty.read_bytes() == before
     disk = packed(dirty)
@@ -450,7 +450,7 @@ def test_an_xfs_with_a_log_to_replay_is_refused(tmp_path):
 
     on_loop(disk, "xfs", work)
     before = torn.read_bytes()
-    with pytest.raises(FactoryError, match="xfs of volume 0 is not clean"):
+    with pytest.raises(FactoryError, match="xfs of the whole disk is not clean"):
         run(torn, format="raw")
     assert torn.read_bytes() == before
     assert not in_use(torn)

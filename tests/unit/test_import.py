@@ -251,4 +251,4 @@ def test_a_disk_without_a_root_that_can_be_worked_on(kinds, seen):
     with pytest.raises(
         FactoryError, match=rf"^x: key: has no root file system that the factory can work on \(it has {seen}"
     ):
-        _import_layout._root(volumes(*kinds), "x", "key")
+        _import_layout._root(volumes(*kinds), [], "x", "key")

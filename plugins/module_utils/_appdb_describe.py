@@ -115,15 +115,11 @@ def _url(url: str, artifact: Artifact) -> str:
 
 
 def _expires(where: str, build: Descriptor, warnings: list[str]) -> str:
-    now = datetime.datetime.now(datetime.timezone.utc)
-    latest = now + LONGEST
+    latest = datetime.datetime.now(datetime.timezone.utc) + LONGEST
     if not build.expires:
         return ""
+    _descriptor.must_be_alive(build.expires, where)
     moment = _descriptor.parse_time(build.expires)
-    if moment <= now:
-        raise FactoryError(
-            f"its time ended at {build.expires}", where=where, key="expires", mend="build the image again"
-        )
     if moment > latest:
         warnings.append(
             f"{where}: expires: {build.expires} is more than a year away, AppDB lets a version live for a year at most"

@@ -28,7 +28,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._digest import (
     remember_digests,
 )
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, made_later
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 SCHEMA = 1
@@ -75,14 +75,14 @@ class Catalogue:
         :param assess_override: why, where the image has not passed and its descriptor does not say it.
         """
         if self.check_mode and not descriptor_path.exists():
-            return Result(True, [f"{descriptor_path}: the stage before would make it, then it is published"])
+            return made_later(descriptor_path, "it is published")
         build = _descriptor.load(descriptor_path)
         with self.hold(build.image, make=True), self.change(build.image) as (entry, result):
             entry.update(identifier=build.identifier, title=build.title)
             known = find_version(entry, build.version)
             if known is None or known["state"] == "removed":
                 _must_be_new(self.path, entry, build)
-                _must_be_alive(descriptor_path, build.expires)
+                _descriptor.must_be_alive(build.expires, descriptor_path)
                 build = self._judged(descriptor_path, build, assess_override, {})
                 result.act(f"{build.image} {build.version}: is not published yet")
                 self._place(descriptor_path, build, link=link)
@@ -97,7 +97,7 @@ class Catalogue:
                         mend="raise image_version and build again",
                     )
                 if state_of(known) == "expired":
-                    _must_be_alive(self.path, known["expires"], f"{build.image} {build.version}")
+                    _descriptor.must_be_alive(known["expires"], self.path, version=f"{build.image} {build.version}")
                 build = self._judged(descriptor_path, build, assess_override, known)
                 self._renew(descriptor_path, build, entry, known, result, link=link)
             result.image = build.document()
@@ -325,16 +325,6 @@ def _must_be_new(where: Path, entry: t.Mapping[str, t.Any], build: Descriptor) -
             where=str(where),
             key=build.image,
             mend="raise image_version and build again",
-        )
-
-
-def _must_be_alive(where: Path, expires: str | None, version: str = "") -> None:
-    if expires and expires <= _descriptor.now():
-        raise FactoryError(
-            f"{version}: its time ended at {expires}".removeprefix(": "),
-            where=str(where),
-            key="expires",
-            mend="build the image again",
         )
 
 

@@ -70,6 +70,17 @@ def expiry(created: str, lifetime: str | None) -> str | None:
         raise FactoryError(f"{lifetime!r} is too long", key="image_expires", mend="give a shorter one") from None
 
 
+def must_be_alive(expires: str | None, where: Path | str, *, version: str = "", moment: str = "") -> None:
+    """Raise FactoryError where the time of a build has ended: it is not to be offered any more.
+
+    :param version: for the message, where the file of ``where`` does not say which.
+    :param moment: the present time, by :func:`format_time`.
+    """
+    if expires and expires <= (moment or now()):
+        problem = f"{version}: its time ended at {expires}".removeprefix(": ")
+        raise FactoryError(problem, where=str(where), key="expires", mend="build the image again")
+
+
 @dataclasses.dataclass(frozen=True)
 class OperatingSystem:
     """What is installed."""

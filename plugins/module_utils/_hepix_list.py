@@ -24,7 +24,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._hepix import Document
 from ansible_collections.cloudimg.factory.plugins.module_utils._hepix_smime import SignedList
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, made_later
 from ansible_collections.cloudimg.factory.plugins.module_utils._versions import version_key
 
 _LOCK_WAIT = 300.0
@@ -60,15 +60,9 @@ class ImageList:
         if descriptor_path is None:
             return self._change(lambda _listed, entries: _Change(entries))
         if self.check_mode and not descriptor_path.exists():
-            return Result(True, [f"{descriptor_path}: the stage before would make it, then it is published"])
+            return made_later(descriptor_path, "it is published")
         build = _descriptor.load(descriptor_path)
-        if build.expires and build.expires <= _descriptor.format_time(self.moment):
-            raise FactoryError(
-                f"its time ended at {build.expires}",
-                where=str(descriptor_path),
-                key="expires",
-                mend="build the image again",
-            )
+        _descriptor.must_be_alive(build.expires, descriptor_path, moment=_descriptor.format_time(self.moment))
         artifact = _hepix_images.pick(build, options.format, str(descriptor_path))
         checked(descriptor_path, build, artifact)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import typing as t
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -42,6 +43,11 @@ class Result:
             if getattr(self, name) is not None:
                 values[name] = getattr(self, name)
         return {**values, **self.extra}
+
+
+def made_later(descriptor: Path, then: str) -> Result:
+    """What becomes of a build in check mode, where the stage before has not made it."""
+    return Result(True, [f"{descriptor}: the stage before would make it, then {then}"])
 
 
 def run_module(

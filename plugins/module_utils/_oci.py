@@ -82,6 +82,7 @@ class Catalogue:
         """
         result = Result()
         build = _descriptor.load(descriptor)
+        _descriptor.must_be_alive(build.expires, descriptor)
         wanted = describe.package(build, options, str(descriptor))
         self.repository.progress.phase(f"check {wanted.artifact.path}")
         path = checked(descriptor, build, wanted.artifact)

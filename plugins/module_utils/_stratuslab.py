@@ -24,7 +24,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _stratusla
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor import Descriptor
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._http import Answered
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, made_later
 from ansible_collections.cloudimg.factory.plugins.module_utils._stratuslab_info import read_file
 from ansible_collections.cloudimg.factory.plugins.module_utils._stratuslab_market import Entry, Marketplace
 from ansible_collections.cloudimg.factory.plugins.module_utils._stratuslab_pending import Pending
@@ -81,16 +81,10 @@ def present(request: Request) -> Result:
     if request.descriptor is None:
         raise FactoryError("is missing", key="descriptor", mend="name the build's descriptor.json")
     if request.check_mode and not request.descriptor.exists():
-        return Result(True, [f"{request.descriptor}: the stage before would make it, then it is endorsed"])
+        return made_later(request.descriptor, "it is endorsed")
     build = _descriptor.load(request.descriptor)
     work = _Work(request)
-    if build.expires and build.expires <= _descriptor.now():
-        raise FactoryError(
-            f"its time ended at {build.expires}",
-            where=str(request.descriptor),
-            key="expires",
-            mend="build the image again",
-        )
+    _descriptor.must_be_alive(build.expires, request.descriptor)
     artifact = _image.choose(build, request.artifact, str(request.descriptor))
     image = _image.describe(request.descriptor, build, artifact)
     content = _content(build, image, request, work.signer)

@@ -228,7 +228,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _appdb_des
 from ansible_collections.cloudimg.factory.plugins.module_utils._appdb import OPTIONS, connect
 from ansible_collections.cloudimg.factory.plugins.module_utils._appdb_publish import Desk
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, made_later, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 PAIR = {"type": "dict", "options": {"minimum": {"type": "int"}, "recommended": {"type": "int"}}}
@@ -279,7 +279,7 @@ def work(module: AnsibleModule) -> Result:
     given = module.params
     path = Path(given["descriptor"]).absolute() if given["descriptor"] else None
     if module.check_mode and path and not path.exists() and given["state"] != "disabled":
-        return Result(True, [f"{path}: the stage before would make it, then it is published"])
+        return made_later(path, "it is published")
     build = _descriptor.load(path) if path else None
     appdb = connect(given, Progress("appdb", given["_job"]), must_write=True)
     desk = Desk(

@@ -234,7 +234,7 @@ from ansible_collections.cloudimg.factory.plugins.module_utils import _descripto
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._glance import Shelf, Source, Terms, view
 from ansible_collections.cloudimg.factory.plugins.module_utils._glance_api import OPTIONS, connect
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, made_later, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 SPEC: dict[str, t.Any] = {
@@ -334,8 +334,10 @@ def work(module: AnsibleModule) -> Result:
     offer = given["state"] in ("present", "candidate")
     path = Path(given["descriptor"]).absolute() if given["descriptor"] else None
     if module.check_mode and path and not path.exists() and offer:
-        return Result(True, [f"{path}: the stage before would make it, then it is published"])
+        return made_later(path, "it is published")
     build = _descriptor.load(path) if path else None
+    if offer and path and build:
+        _descriptor.must_be_alive(build.expires, path)
     if not build and not given["image"]:
         raise FactoryError("says which version to retire", key="image", mend="give image and version, or a descriptor")
     glance = connect(given, Progress("glance", given["_job"]))

@@ -228,7 +228,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule, env_fallback
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _serve, _serve_target, _upload
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, made_later, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
 
 
@@ -312,7 +312,7 @@ def _present(place: _serve.Place, options: dict[str, t.Any]) -> dict[str, str]:
     if options["descriptor"]:
         descriptor = Path(options["descriptor"]).absolute()
         if place.check_mode and not descriptor.exists():
-            place.result.act(f"{descriptor}: the stage before would make it, then it is served")
+            place.result.act(*made_later(descriptor, "it is served").actions)
         else:
             names = _upload.put_build(place, descriptor, formats=options["formats"], folder=options["folder"])
     if options["list"]:

@@ -220,7 +220,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _oci_pull
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, made_later, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci import Catalogue
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_attach import Attachments, Key
 from ansible_collections.cloudimg.factory.plugins.module_utils._oci_describe import MEDIA_TYPE, Options
@@ -300,9 +300,7 @@ def work(module: AnsibleModule) -> Result:
 def _present(catalogue: Catalogue, given: dict[str, t.Any]) -> Result:
     descriptor = Path(given["descriptor"]).absolute()
     if catalogue.check_mode and not descriptor.exists():
-        result = Result()
-        result.act(f"{descriptor}: the stage before would make it, then it is pushed")
-        return result
+        return made_later(descriptor, "it is pushed")
     key = None
     if given["certificate"]:
         chain = Path(given["chain"]) if given["chain"] else None

@@ -364,7 +364,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _opennebula_work
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import JOB_OPTION, Result, made_later, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import OPTIONS, connect
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_batch import Row
 from ansible_collections.cloudimg.factory.plugins.module_utils._progress import Progress
@@ -433,9 +433,12 @@ REQUIRED = [
 def _row(module: AnsibleModule, path: Path) -> Row:
     """A build to publish or to retire; of many, one that cannot be read fails by itself."""
     if module.check_mode and module.params["state"] == "present" and not path.exists():
-        return Row(path, result=Result(True, [f"{path}: the stage before would make it, then it is published"]))
+        return Row(path, result=made_later(path, "it is published"))
     try:
-        return Row(path, _descriptor.load(path))
+        build = _descriptor.load(path)
+        if module.params["state"] == "present":
+            _descriptor.must_be_alive(build.expires, path)
+        return Row(path, build)
     except FactoryError as exc:
         if module.params["descriptors"] is None:
             raise

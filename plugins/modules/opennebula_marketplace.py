@@ -171,7 +171,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _opennebula_market
 from ansible_collections.cloudimg.factory.plugins.module_utils._descriptor_files import checked
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
-from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, run_module
+from ansible_collections.cloudimg.factory.plugins.module_utils._module import Result, made_later, run_module
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula import OPTIONS, connect
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_cloud import Cloud
 from ansible_collections.cloudimg.factory.plugins.module_utils._opennebula_directory import About, Directory
@@ -205,8 +205,10 @@ def work(module: AnsibleModule) -> Result:
     given = module.params
     path = Path(given["descriptor"]).absolute() if given["descriptor"] else None
     if module.check_mode and path and not path.exists() and given["state"] == "present":
-        return Result(True, [f"{path}: the stage before would make it, then it is published"])
+        return made_later(path, "it is published")
     build = _descriptor.load(path) if path else None
+    if path and build and given["state"] == "present":
+        _descriptor.must_be_alive(build.expires, path)
     about = About(
         publisher=given["publisher"] or "",
         name=given["name"],

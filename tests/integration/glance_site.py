@@ -5,23 +5,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
-import io
-import json
 import os
 import typing as t
 from pathlib import Path
 from unittest import mock
 
-import pytest
 import yaml
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 from catalogue_site import IMAGE, make_build
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _descriptor, _glance_upload, _http
+from ansible_collections.cloudimg.factory.tests.tools import in_process
 from ansible_collections.cloudimg.factory.tests.tools.glance_server import GlanceServer
 from ansible_collections.cloudimg.factory.tests.tools.glance_wsgi import USERS
 
@@ -77,27 +72,16 @@ class Site:
         """Run the module; what takes a server long to notice is short here."""
         if not {"cloud", "auth", "endpoint"} & set(options):
             options["cloud"] = "plain"
-        given = {"_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": str(self.root), **options}
-        main = importlib.import_module(f"ansible_collections.cloudimg.factory.plugins.modules.{module}").main
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
         kept.update({"HOME": str(self.root), "OS_CLIENT_CONFIG_FILE": str(self.root / "clouds.yaml")})
-        stdout = io.StringIO()
         warned: list[str] = []  # a process that has loaded Ansible's controller would show them, not return them
         with (
             mock.patch.dict(os.environ, kept, clear=True),
             mock.patch.object(_http, "DELAYS", (0.05, 0.05)),
             mock.patch.object(_glance_upload, "SETTLE", 1.0),
             mock.patch.object(AnsibleModule, "warn", lambda _module, text: warned.append(text)),
-            patch_module_args(given),
-            contextlib.redirect_stdout(stdout),
-            contextlib.suppress(SystemExit),
         ):
-            main()
-        output = stdout.getvalue()
-        try:
-            values = json.loads(output.strip().splitlines()[-1])
-        except (IndexError, ValueError):
-            pytest.fail(output)
+            values, output = in_process.run(module, check=check, _ansible_remote_tmp=str(self.root), **options)
         return Done({**values, "warnings": warned}, output)
 
     def publish(self, version: str, **options: t.Any) -> Done:

@@ -5,34 +5,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import json
 import os
 import typing as t
 from pathlib import Path
 from unittest import mock
 
-from ansible.module_utils.testing import patch_module_args
 from opennebula_site import Site
 
+from ansible_collections.cloudimg.factory.tests.tools import in_process
 from ansible_collections.cloudimg.factory.tests.tools.opennebula_server import PASSWORD, OpenNebulaServer
 
 
 def run(module: str, *, check: bool = False, **options: t.Any) -> dict[str, t.Any]:
     """What a module answers; user and password come by the environment."""
-    main = importlib.import_module(f"ansible_collections.cloudimg.factory.plugins.modules.{module}").main
-    stdout = io.StringIO()
-    with (
-        mock.patch.dict(os.environ, {"ONE_USERNAME": "oneadmin", "ONE_PASSWORD": PASSWORD}),
-        patch_module_args({"_ansible_check_mode": check, "_ansible_diff": True, **options}),
-        contextlib.redirect_stdout(stdout),
-        contextlib.suppress(SystemExit),
-    ):
-        main()
-    assert PASSWORD not in stdout.getvalue()
-    return dict(json.loads(stdout.getvalue().strip().splitlines()[-1]))
+    with mock.patch.dict(os.environ, {"ONE_USERNAME": "oneadmin", "ONE_PASSWORD": PASSWORD}):
+        values, output = in_process.run(module, check=check, **options)
+    assert PASSWORD not in output
+    return values
 
 
 def test_the_modules(tmp_path: Path) -> None:

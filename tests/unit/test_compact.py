@@ -227,7 +227,9 @@ def test_what_was_not_unmounted_is_refused_or_repaired_if_asked(dirty):
 def test_errors_that_the_superblock_does_not_tell_are_found(dirty):
     debugfs(dirty, "clri live")  # its name and its blocks stay behind
     before = dirty.read_bytes()
-    with pytest.raises(FactoryError, match=r"ext4 of partition 1 is not clean: .*; boot it once and shut it down, or set"):
+    with pytest.raises(
+        FactoryError, match=r"ext4 of partition 1 is not clean: .*; boot it once and shut it down, or set"
+    ):
         run(dirty)
     assert dirty.read_bytes() == before
     disk = packed(dirty)

@@ -42,6 +42,7 @@ _LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
+_SELINUX = "security.selinux"
 _POLICY = "usr/sbin/policy-rc.d"
 _NO_SERVICES = "#!/bin/sh\n# cloudimg.factory: no service starts while the image is made.\nexit 101\n"
 _RESOLV = "etc/resolv.conf"
@@ -231,12 +232,15 @@ class Tree:
                 written = status.st_mtime_ns != modified and not isinstance(before, str)
                 if status.st_ino != inode or written:
                     continue
+                label = _label(path)
                 path.unlink()
                 if isinstance(before, str):
                     path.symlink_to(before)
                 elif before is not None:
                     path.write_bytes(before)
                     path.chmod(stat.S_IMODE(status.st_mode))
+                if label and before is not None:
+                    os.setxattr(path, _SELINUX, label, follow_symlinks=False)
 
     def _end_processes(self, grace: float) -> list[str]:
         """End what still runs in the tree (and its PID namespace); returns the names of those that had no reason to."""
@@ -303,6 +307,14 @@ class Tree:
 class Mount(t.NamedTuple):
     point: str
     source: str
+
+
+def _label(path: Path) -> bytes | None:
+    """What SELinux calls a file, if the stage has labelled it."""
+    try:
+        return os.getxattr(path, _SELINUX, follow_symlinks=False)
+    except OSError:
+        return None
 
 
 def mount_table() -> list[Mount]:

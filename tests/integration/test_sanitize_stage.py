@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from planted_credentials import BUILD_SECRET, PLANTED
 from test_guest_stages import IMAGE, Site
-from tiny_system import as_base, tiny_disk
+from tiny_system import ROOT_AT, as_base, tiny_disk
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import _cli, _credentials, _qemu_img, _state, _supervisor
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
@@ -203,3 +203,30 @@ def test_the_default_image_is_clean(full_build, tmp_path):
     assert report.findings == []
     assert report.scanned > 10_000
     assert report.published > report.scanned / 2
+
+
+SELINUX = """#!/bin/sh
+set -e
+apt-get -qq update
+DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends policycoreutils >/dev/null
+mkdir -p /etc/selinux/acme/contexts/files
+printf 'SELINUX=%s\nSELINUXTYPE=acme\n' "$MODE" > /etc/selinux/config
+printf '/.*\tsystem_u:object_r:default_t:s0\n/etc(/.*)?\tsystem_u:object_r:etc_t:s0\n/proc/.*\t<<none>>\n' \
+    > /etc/selinux/acme/contexts/files/file_contexts
+"""
+
+
+@pytest.mark.parametrize("mode", ["enforcing", pytest.param("disabled", marks=pytest.mark.slow)])
+def test_files_are_labelled_where_selinux_is_on(site, mode):
+    """By Debian's own setfiles and a small policy; also what stood at a place that was the builder's for the time."""
+    script = site.root / "selinux.sh"
+    script.write_text(SELINUX.replace("$MODE", mode), encoding="utf-8")
+    played = site.play(sanitize_scripts=[str(script)])
+    assert played.rc == 0, played.output[-3000:]
+    disk = site.root / "sanitized.raw"
+    _qemu_img.convert(site.layer("sanitize"), disk, source_fmt="qcow2", target_fmt="raw")
+    wanted = {"/etc/passwd": "etc", "/etc/machine-id": "etc", "/etc/resolv.conf": "etc", "/usr/bin/python3": "default"}
+    for name, kind in wanted.items():
+        argv = ["debugfs", "-R", f"ea_get {name} security.selinux", f"{disk}?offset={ROOT_AT}"]
+        said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert (f"system_u:object_r:{kind}_t:s0" in said) == (mode == "enforcing"), (name, said)

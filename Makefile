@@ -30,7 +30,7 @@ export ANSIBLE_COLLECTIONS_PATH := $(COLLECTIONS)
 export MOLECULE_GLOB := molecule/*/molecule.yml
 export MYPYPATH := $(COLLECTIONS)
 
-.PHONY: help image test test-all lint sanity unit integration molecule collection clean clean-cache
+.PHONY: help image test test-all checks lint sanity unit integration molecule collection clean clean-cache
 
 help: ## list the targets
 	@echo 'Usage: make <target> [IMAGE=name] [WORKERS=2] [ARGS="more arguments for pytest"]'
@@ -39,11 +39,15 @@ help: ## list the targets
 image: $(BUILDER) ## build, check and publish an image (IMAGE=debian-12)
 	@ansible-playbook -i inventories/example playbooks/build.yml -l "$$IMAGE" -e "image_workspace='$(CURDIR)/workspace'" $(BECOME)
 
-test: lint sanity $(BUILDER) ## everything that must pass, one full build included
+test: checks $(BUILDER) ## everything that must pass, one full build included
 	@$(PYTEST) -m 'not slow' $(ARGS)
 
-test-all: lint sanity molecule ## the same, the slow tests and molecule
+test-all: checks molecule ## the same, the slow tests and molecule
 	@$(PYTEST) $(ARGS)
+
+# Neither of them keeps two cores busy.
+checks: ## lint and sanity, side by side
+	@$(MAKE) --jobs=2 --output-sync=target lint sanity
 
 lint: $(VENV) $(LINK) collection ## all the linters, and whether the collection builds
 	ruff check .

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ansible_collections.cloudimg.factory.plugins.module_utils import (
     _disk_chain,
+    _gpt,
     _partitions,
     _qemu_img,
     _state,
@@ -270,30 +271,43 @@ def _resize(wanted: Wanted, fmt: str, size: int, result: Result, check_mode: boo
             mend="set shrink, if it is to become smaller",
         )
     _disk_chain.refuse_in_use(wanted.path)
-    if new < size:
-        refuse_loss(wanted.path, fmt, new)
+    table = refuse_loss(wanted.path, fmt, new) if new < size else None
     result.act(f"{'grow' if new > size else 'shrink'} {wanted.path}: {size} → {new} bytes")
     if not check_mode:
+        # After each of these the disk is whole, wherever this ends.
+        for place, data in table.moved(new) if table else []:
+            _qemu_img.write(wanted.path, fmt, place, data)
         _qemu_img.resize(wanted.path, new, fmt, shrink=new < size)
 
 
-def refuse_loss(path: Path, fmt: str, size: int) -> None:
-    """Raise FactoryError where a disk that is cut off at ``size`` bytes loses a partition, a file system or other data."""
+def refuse_loss(path: Path, fmt: str, size: int) -> _gpt.Table | None:
+    """Raise FactoryError where a disk that is cut off at ``size`` bytes loses a partition, a file system or other data.
+
+    :returns: the GPT, of which the copy at the disk's end is not taken for a loss.
+    """
     mend = "make its last partition smaller first, or give a larger size"
     with tempfile.TemporaryDirectory(prefix="cloudimg-", dir="/var/tmp") as folder:
         head = Path(folder, "head")
         _qemu_img.copy_head(path, fmt, head, _HEAD)
         with head.open("r+b") as stream:
-            stream.truncate(_qemu_img.info(path, fmt).virtual_size)
+            table = _gpt.read(stream.read(_HEAD), str(path))
+            stream.truncate(whole_size := _qemu_img.info(path, fmt).virtual_size)
+        room = table.copy_size if table else 0
+        if table and size - room < table.end:
+            raise FactoryError(f"its GPT has no room in {size} bytes", where=str(path), key="size", mend=mend)
         for volume in _partitions.volumes(head):
             if volume.number == 0 and not volume.fstype:
                 continue
             what = volume.title if volume.number else f"its file system ({volume.fstype})"
-            if volume.offset + volume.size > size:
+            if volume.offset + volume.size > size - room:
                 raise FactoryError(f"{what} would be cut off at {size} bytes", where=str(path), key="size", mend=mend)
         overlay = Path(folder, "cut.qcow2")
         _qemu_img.create(overlay, size, backing=path, backing_fmt=fmt)
+        whole = Path(folder, "whole.qcow2")
+        _qemu_img.create(whole, None, backing=path, backing_fmt=fmt)
+        if table and (dropped := table.copy_within(size, whole_size)):
+            _qemu_img.write(whole, "qcow2", *dropped)
         # What is longer must hold zeros there.
-        if not _qemu_img.compare(path, fmt, overlay, "qcow2"):
-            problem = f"holds data beyond {size} bytes (a GPT keeps a copy of itself at the end)"
-            raise FactoryError(problem, where=str(path), key="size", mend=mend)
+        if not _qemu_img.compare(whole, "qcow2", overlay, "qcow2"):
+            raise FactoryError(f"holds data beyond {size} bytes", where=str(path), key="size", mend=mend)
+    return table

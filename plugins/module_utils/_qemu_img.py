@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import tempfile
 import typing as t
 from pathlib import Path
 
@@ -282,6 +283,22 @@ def copy_head(path: Path, fmt: str, target: Path, size: int) -> None:
     block = 1 << 20
     places = (f"bs={block}", f"count={size // block}", f"if={_name(path)}", f"of={_name(target)}")
     _run(path, "dd", "-f", fmt, "-O", "raw", *places)
+
+
+def write(path: Path, fmt: str, offset: int, data: bytes | int) -> None:
+    """Write into a disk as a guest would; a number is so many zeros. Both are in whole sectors."""
+    with tempfile.TemporaryDirectory(prefix="cloudimg-", dir="/var/tmp") as folder:
+        source = Path(folder, "data")
+        if isinstance(data, bytes):
+            source.write_bytes(data)
+            request = f"write -q -s {source} {offset} {len(data)}"
+        else:
+            request = f"write -q -z {offset} {data}"
+        done = _cli.run(["qemu-io", "-f", fmt, "-c", request, _name(path)], timeout=_SHORT, check=False)
+    # It ends with 0 also where a request has failed.
+    if done.rc or done.stdout.strip() or done.stderr.strip():
+        said = _cli.tail(done.stderr or done.stdout, 1)
+        raise FactoryError(f"cannot be written to: {said}", where=str(path), mend="check the disk it is on")
 
 
 def disk_map(path: Path, fmt: str = "qcow2") -> list[dict[str, t.Any]]:

@@ -78,7 +78,7 @@ options:
   shrink:
     description:
       - Whether it may become smaller. Only what reads as zeros and belongs to no partition is cut off, otherwise it fails.
-      - A GPT keeps a copy of itself at the end, so that a disk with one is not made smaller.
+      - A GPT keeps a copy of itself at the end of the disk; it is put before the new end.
     type: bool
     default: false
   trusted:

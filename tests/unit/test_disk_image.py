@@ -139,6 +139,93 @@ def test_no_partition_and_no_file_system_is_cut_off(tmp_path):
         have(whole, format="raw", size=48 * MIB, shrink=True)
 
 
+def with_gpt(path: Path, fmt: str, size: int = 64 * MIB) -> Path:
+    """A disk with an ESP, and a partition that ends at 32 MiB."""
+    raw = path.with_name("gpt.raw")
+    have(raw, format="raw", size=size)
+    table = "label: gpt\nsize=1MiB, type=U\nsize=30MiB, type=L\n"
+    subprocess.run(["/sbin/sfdisk", "-q", raw], input=table, text=True, check=True, capture_output=True)
+    _qemu_img.convert(raw, path, source_fmt="raw", target_fmt=fmt)
+    raw.unlink()
+    return path
+
+
+def verified(path: Path, fmt: str) -> str:
+    """What sfdisk says of the table; partitions without the disk's size."""
+    raw = path.with_name("look.raw")
+    _qemu_img.convert(path, raw, source_fmt=fmt, target_fmt="raw")
+    done = subprocess.run(["/sbin/sfdisk", "--verify", raw], check=True, capture_output=True, text=True)
+    assert "No errors detected" in done.stdout and not done.stderr.strip(), done.stdout + done.stderr
+    dumped = subprocess.run(["/sbin/sfdisk", "--dump", raw], check=True, capture_output=True, text=True).stdout
+    raw.unlink()
+    return "\n".join(line for line in dumped.splitlines() if line.startswith(("/", "label-id")))
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("size", [48 * MIB, 64 * MIB - 4096, 32 * MIB + 33 * 512])
+def test_a_gpt_gets_its_copy_before_the_new_end(tmp_path, fmt, size):
+    path = with_gpt(tmp_path / "a disk", fmt)
+    before = verified(path, fmt)
+    have(path, format=fmt, size=size, shrink=True, check_mode=True)
+    assert _qemu_img.info(path, fmt).virtual_size == 64 * MIB
+    result = have(path, format=fmt, size=size, shrink=True)
+    assert result.changed and _qemu_img.info(path, fmt).virtual_size == size
+    assert verified(path, fmt) == before
+    assert not have(path, format=fmt, size=size, shrink=True).changed
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_a_gpt_that_grew_before_shrinks_again(tmp_path, fmt):
+    path = with_gpt(tmp_path / "disk", fmt)
+    before = verified(path, fmt)
+    have(path, format=fmt, size=96 * MIB)
+    assert have(path, format=fmt, size=48 * MIB, shrink=True).changed
+    assert verified(path, fmt) == before
+
+
+def test_what_a_gpt_would_lose_is_refused(tmp_path):
+    path = with_gpt(tmp_path / "disk", "qcow2")
+    with pytest.raises(FactoryError, match=r"size: partition 2 would be cut off at"):
+        have(path, size=32 * MIB + 32 * 512, shrink=True)
+    write(path, 50 * MIB, b"x" * 512)
+    with pytest.raises(FactoryError, match=r"size: holds data beyond"):
+        have(path, size=48 * MIB, shrink=True)
+    write(path, 50 * MIB, b"\0" * 512)
+    write(path, 1024 + 128, b"y")
+    with pytest.raises(FactoryError, match="its GPT is damaged; mend it by gdisk"):
+        have(path, size=48 * MIB, shrink=True)
+    assert _qemu_img.info(path).virtual_size == 64 * MIB
+    empty = tmp_path / "empty"
+    have(empty, format="raw", size=64 * MIB)
+    subprocess.run(["/sbin/sfdisk", "-q", empty], input="label: gpt\n", text=True, check=True, capture_output=True)
+    with pytest.raises(FactoryError, match="its GPT has no room in 24576 bytes"):
+        have(empty, format="raw", size=24576, shrink=True)
+
+
+def test_a_gpt_is_whole_wherever_shrinking_ends(tmp_path, monkeypatch):
+    """Each of the steps may be the last."""
+    path = with_gpt(tmp_path / "disk", "qcow2")
+    before = verified(path, "qcow2")
+    real, left = _qemu_img.write, [0]
+
+    def some(place: Path, *rest: t.Any) -> None:
+        if place == path:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        real(place, *rest)
+
+    monkeypatch.setattr(_qemu_img, "write", some)
+    for steps in (0, 1):
+        left[0] = steps
+        with pytest.raises(KeyboardInterrupt):
+            have(path, size=48 * MIB, shrink=True)
+        assert verified(path, "qcow2") == before
+    left[0] = 2
+    assert have(path, size=48 * MIB, shrink=True).changed
+    assert verified(path, "qcow2") == before
+
+
 def test_rebased_it_reads_the_same(tmp_path, disk):
     one, two = tmp_path / "one.qcow2", tmp_path / "two.qcow2"
     for base, content in ((one, b"1"), (two, b"2")):

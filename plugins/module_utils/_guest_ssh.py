@@ -6,7 +6,8 @@
 """A layer's disk as a running machine, into which Ansible gets by ssh as root.
 
 The key comes in through SMBIOS, as a credential for systemd (252 or newer) in the guest, which makes root's
-authorized_keys of it; a host key comes the same way where the image has none. cloud-init, where there is one, gets a seed by
+authorized_keys of it; a host key comes the same way where the image has none, and so does what lets root in where the image is
+hardened. cloud-init, where there is one, gets a seed by
 which it brings up the network and does nothing else. :func:`stop_guest` removes all of this again.
 
 The machine lives longer than the module that starts it: a process of its own holds it, and ends it when its owner dies.
@@ -32,6 +33,9 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Own
 
 _USER = "root"
 _HOST_KEY = "/etc/ssh/ssh_host_ed25519_key"
+_SSHD = "/etc/ssh/sshd_config.d/00-cloudimg-build.conf"
+_SSHD_TEXT = f"Match Address {_machine.GATEWAY}\n    PermitRootLogin prohibit-password\n    PubkeyAuthentication yes\n"
+"""For our own connections only: whatever else asks sshd what it does is told what the image says."""
 _LOOK_EVERY = 0.5
 _CLEAN_SECONDS = 600.0
 _END_SECONDS = 15.0
@@ -58,6 +62,7 @@ if [ -e $keys ]; then
     rm -f $keys.new
 fi
 rmdir /root/.ssh 2>/dev/null || true
+rm -f SSHD_CONFIG
 if [ "$(sha256sum < HOST_KEY 2>/dev/null)" = 'HOST_KEY_DIGEST  -' ]; then rm -f HOST_KEY HOST_KEY.pub; fi
 if [ -e /run/cloud-init/result.json ] && command -v cloud-init >/dev/null; then
     cloud-init clean --logs
@@ -214,7 +219,8 @@ def _prepare(
     _ssh.make_key(runtime / "host")
     _seed.make_seed(runtime / "seed.iso", _seed.cloud_config(_IDLE), {"instance-id": f"build-{os.getpid()}"})
     # «f» makes a file only where there is none, «~» decodes it: tmpfiles.d(5)
-    secret = base64.b64encode((runtime / "host").read_bytes()).decode("ascii")
+    files = {_HOST_KEY: (runtime / "host").read_bytes(), _SSHD: _SSHD_TEXT.encode("ascii")}
+    extra = "".join(f"f~ {path} 0600 root root - {base64.b64encode(data).decode()}\n" for path, data in files.items())
     return _machine.Spec(
         name=name,
         disk=disk.absolute(),
@@ -225,7 +231,7 @@ def _prepare(
         seed=runtime / "seed.iso",
         credentials={
             "ssh.authorized_keys.root": f"{public}\n".encode("ascii"),
-            "tmpfiles.extra": f"f~ {_HOST_KEY} 0600 root root - {secret}\n".encode("ascii"),
+            "tmpfiles.extra": extra.encode("ascii"),
         },
     )
 
@@ -234,7 +240,7 @@ def _clean_command(runtime: Path) -> str:
     public = (runtime / "id.pub").read_text(encoding="ascii").strip()
     digest = hashlib.sha256((runtime / "host").read_bytes()).hexdigest()
     script = _CLEAN.replace("PUBLIC_KEY", shlex.quote(public))
-    return script.replace("HOST_KEY_DIGEST", digest).replace("HOST_KEY", _HOST_KEY)
+    return script.replace("HOST_KEY_DIGEST", digest).replace("HOST_KEY", _HOST_KEY).replace("SSHD_CONFIG", _SSHD)
 
 
 def _log_in(access: GuestAccess, timeout: float, tick: _ssh.Tick) -> None:

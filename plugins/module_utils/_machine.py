@@ -27,6 +27,8 @@ from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Own
 from ansible_collections.cloudimg.factory.plugins.module_utils._virt_install import Console
 
 LOOPBACK = "127.0.0.1"
+GATEWAY = "10.0.2.2"
+"""From where a guest sees this machine come: the default of QEMU's user network."""
 FIRMWARE = ("bios", "uefi")
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _FIRMWARE_FOLDERS = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))

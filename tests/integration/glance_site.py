@@ -58,7 +58,10 @@ class Site:
         }
         without = {"auth_type": "none", "auth": {"endpoint": url}}
         text = yaml.safe_dump({"clouds": {"keystone": {**with_keystone, **more}, "plain": {**without, **more}}})
-        (self.root / "clouds.yaml").write_text(text, encoding="utf-8")
+        # Another process may be reading it.
+        new = self.root / f".clouds-{os.getpid()}.yaml"
+        new.write_text(text, encoding="utf-8")
+        new.replace(self.root / "clouds.yaml")
 
     def build(self, version: str) -> Path:
         """The descriptor of a build; each has other data."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_installer import make_installer
 
-from ansible_collections.cloudimg.factory.plugins.module_utils import _guest_ssh, _machine, _qemu_img, _ssh
+from ansible_collections.cloudimg.factory.plugins.module_utils import _guest_ssh, _machine, _partitions, _qemu_img, _ssh
 from ansible_collections.cloudimg.factory.plugins.module_utils._errors import FactoryError
 from ansible_collections.cloudimg.factory.plugins.module_utils._owner import Owner
 
@@ -144,6 +144,13 @@ def test_in_and_out_of_the_built_image_without_a_trace(built_image, tmp_path):
     assert gone()
     assert not (tmp_path / "guest").exists()
     _qemu_img.check(disk)
+    # The image is hardened: what let root in is gone again, too.
+    raw = tmp_path / "disk.raw"
+    _qemu_img.convert(disk, raw, source_fmt="qcow2", target_fmt="raw")
+    root = _partitions.root_of(_partitions.volumes(raw), raw)
+    argv = ["debugfs", "-R", "ls /etc/ssh/sshd_config.d", _partitions.ext_device(raw, root)]
+    files = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert "00-cloudimg-harden.conf" in files and "build" not in files
     # a second guest on it shows what the first one has left
     access = start(disk, tmp_path, Owner.of())
     try:

@@ -31,6 +31,7 @@ _START_OF_CRC = 0xF597A6CF
 _LARGEST = 32 << 20
 _AREAS = 16
 _DEEPEST = 12
+_NAME = re.compile(r"[A-Za-z0-9+_.-]{1,127}")
 _TOKEN = re.compile(r'\s+|#[^\n]*|(?P<string>"(?:[^"\\]|\\.)*")|(?P<mark>[{}\[\]=,])|(?P<word>[^\s{}\[\]=,"#]+)', re.S)
 
 Section = dict[str, t.Any]
@@ -208,6 +209,9 @@ def _scalar(kind: str, word: str) -> t.Any:
 
 
 def _in_group(group: str, told: Section, identifier: str, offset: int, size: int) -> list[Logical]:
+    names = [group, *(name for name, _volume in _sections(told.get("logical_volumes")))]
+    if not all(_NAME.fullmatch(name) for name in names):
+        raise Damaged("its metadata has names that LVM does not allow")
     members = _sections(told.get("physical_volumes"))
     ours = [name for name, member in members if str(member.get("id", "")).replace("-", "") == identifier]
     if len(ours) != 1:

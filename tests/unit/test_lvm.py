@@ -159,6 +159,7 @@ def damaged(path: Path, message: str) -> None:
         ((TEXT % "").replace(DASHED, "another"), "does not belong to the group vg-a"),
         ((TEXT % volume("root", segment(0, 1, 1))).replace("extent_size = 8192", ""), "has no extent_size"),
         ((TEXT % volume("root", segment(1, 1, 1))), "has gaps"),
+        (TEXT % volume("ro\x1bot", segment(0, 1, 1)), "names that LVM does not allow"),
         ("contents = 1\n", "names 0 groups"),
         ("", "names 0 groups"),
     ],
